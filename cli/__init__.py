@@ -1,0 +1,1 @@
+"""The parallax command, one file per verb."""

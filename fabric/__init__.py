@@ -1,0 +1,1 @@
+"""Finding, trusting and talking to each other: what nodes and schedulers share."""

@@ -1,0 +1,61 @@
+"""Time-outs and sizes: one typed group that checks them against each other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Gt
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Gt(0)]
+
+
+class Limits(BaseModel):
+    """Every duration (seconds), size (bytes) and count that bounds something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Members: a heartbeat and a ring beat each second; silence makes a suspect.
+    heartbeat_s: Positive = 1.0
+    beat_s: Positive = 1.0
+    silence_s: Positive = 3.0
+    stuck_s: Positive = 30.0  # a stage's MLX thread in one job, loading and compiling left out
+    connect_s: Positive = 5.0
+    call_s: Positive = 10.0
+    form_s: Positive = 60.0  # a ring that has not formed by then is formed anew
+    drain_s: Positive = 10.0  # what a stopping process gives to answers in flight
+    orphan_s: Positive = 30.0  # how long a head keeps sequences without its scheduler
+
+    # Requests.
+    queue_requests: Count = 256
+    queue_wait_s: Positive = 100.0  # 20 tries of 5 s in the reference
+    retry_after_s: Count = 5
+    request_s: Positive = 600.0  # deadline of a whole request
+    body_bytes: Count = 4 << 20
+    disconnect_s: Positive = 2.0
+    stream_buffer_events: Count = 4096
+
+    # The ring.
+    piece_bytes: Count = 1 << 20  # larger frames travel in pieces
+    message_bytes: Count = 4 << 20  # gRPC's own limit for one message
+    frame_bytes: Count = 256 << 20  # the largest carry that is taken in
+    window_frames: Count = 16
+    window_bytes: Count = 512 << 20
+    lane_rows: Count = 16
+    chunk_tokens: Count = 64
+
+    @model_validator(mode="after")
+    def _agree(self) -> Limits:
+        if self.silence_s < 2 * self.heartbeat_s:
+            raise ValueError("silence_s must be at least twice heartbeat_s")
+        if self.piece_bytes >= self.message_bytes:
+            raise ValueError("piece_bytes must be below message_bytes")
+        if self.frame_bytes < self.piece_bytes:
+            raise ValueError("frame_bytes must be at least piece_bytes")
+        if self.queue_wait_s > self.request_s:
+            raise ValueError("queue_wait_s must not exceed request_s")
+        return self
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,1 @@
+"""The wire contract: messages and services, with their generated modules."""

@@ -1,0 +1,1 @@
+"""The brain: membership, planning, routing, request lifecycle, text, HTTP, metrics."""
