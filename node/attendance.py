@@ -1,0 +1,167 @@
+"""A node's stream to its scheduler: reports up, orders down, for as long as it lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc.aio
+import psutil
+
+from parallax.fabric.channels import open_channel
+from parallax.fabric.discovery import Target
+from parallax.fabric.errors import (
+    ParallaxError,
+    PeerMismatch,
+    SchedulerUnreachable,
+    VersionMismatch,
+)
+from parallax.fabric.limits import Limits
+from parallax.fabric.version import PROTOCOL
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+Orders = Callable[[wire.NodeOrder], Awaitable[None]]
+
+OUTBOX_REPORTS = 4096
+
+
+class Attendance:
+    """One node's membership. Reports may be told at any time; while no scheduler
+    listens they are dropped, and the whole state is told again at the next hello.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._outbox: asyncio.Queue[wire.NodeReport] | None = None
+        self._process = psutil.Process()
+
+    def tell(self, report: wire.NodeReport) -> None:
+        """Sends a report if a scheduler listens."""
+        if self._outbox is not None and not self._outbox.full():
+            self._outbox.put_nowait(report)
+
+    async def enrol(self, target: Target, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
+        """Asks the enrol listener for the cluster listener.
+
+        Returns:
+            The scheduler's peer id and the endpoints of its cluster listener.
+
+        Raises:
+            SchedulerUnreachable, PeerMismatch, VersionMismatch.
+        """
+        channel, endpoint = await open_channel(
+            target.endpoints, target.peer_id, limits=self._limits
+        )
+        try:
+            reply = await rpc.EnrolStub(channel).Enrol(
+                wire.EnrolRequest(
+                    protocol=PROTOCOL, node_id=hello.facts.node_id, name=hello.facts.name
+                ),
+                timeout=self._limits.call_s,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise SchedulerUnreachable(
+                f"{endpoint.host}:{endpoint.port} does not answer as a Parallax scheduler",
+                error.details() or error.code().name,
+                "Check the address and that 'parallax run' is running there",
+                address=f"{endpoint.host}:{endpoint.port}",
+            ) from None
+        finally:
+            await channel.close()
+        if reply.protocol != PROTOCOL:
+            raise VersionMismatch(
+                "The scheduler speaks another version of the protocol",
+                f"it speaks {reply.protocol}, this node {PROTOCOL}",
+                "Install the same version of Parallax on both",
+                ours=PROTOCOL,
+                theirs=reply.protocol,
+            )
+        if target.peer_id and reply.scheduler_id != target.peer_id:
+            raise PeerMismatch(
+                f"Another scheduler answers at {endpoint.host}:{endpoint.port}",
+                f"it is {reply.scheduler_id}",
+                "Copy the join command from the page or from 'parallax run'",
+                expected=target.peer_id,
+                found=reply.scheduler_id,
+            )
+        # The address that answered first, the others behind it.
+        hosts = [endpoint, *(e for e in target.endpoints if e.host != endpoint.host)]
+        return reply.scheduler_id, [
+            wire.Endpoint(host=e.host, port=reply.cluster_port, kind=e.kind) for e in hosts
+        ]
+
+    async def attend(
+        self,
+        endpoints: list[wire.Endpoint],
+        scheduler_id: str,
+        hello: wire.Hello,
+        orders: Orders,
+        health: Callable[[float], list[wire.StageHealth]],
+        stopping: asyncio.Event,
+    ) -> None:
+        """One stream, from hello to its end; says goodbye when ``stopping`` is set.
+
+        Raises:
+            ParallaxError: the scheduler cannot be reached, or ``orders`` raised.
+        """
+        channel, _ = await open_channel(endpoints, scheduler_id, limits=self._limits)
+        self._outbox = asyncio.Queue(maxsize=OUTBOX_REPORTS)
+        self._outbox.put_nowait(wire.NodeReport(hello=hello))
+        call = rpc.MembershipStub(channel).Attend(self._reports(self._outbox, stopping))
+        pulse = asyncio.create_task(self._pulse(health))
+        try:
+            async for order in call:
+                await orders(order)
+        except grpc.aio.AioRpcError as error:
+            if not stopping.is_set():
+                raise SchedulerUnreachable(
+                    "The scheduler is gone", error.details() or error.code().name
+                ) from None
+        finally:
+            self._outbox = None
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
+            call.cancel()
+            await channel.close()
+
+    async def _reports(
+        self, outbox: asyncio.Queue[wire.NodeReport], stopping: asyncio.Event
+    ) -> AsyncIterator[wire.NodeReport]:
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            while not stopping.is_set():
+                take = asyncio.create_task(outbox.get())
+                done, _ = await asyncio.wait({take, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if take in done:
+                    yield take.result()
+                else:
+                    take.cancel()
+            while not outbox.empty():
+                yield outbox.get_nowait()
+            yield wire.NodeReport(goodbye=wire.Goodbye(reason="stopped"))
+        finally:
+            stop.cancel()
+
+    async def _pulse(self, health: Callable[[float], list[wire.StageHealth]]) -> None:
+        count = 0
+        due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            # Late by more than a heartbeat: this process was not given time to run.
+            starved = now - due > self._limits.heartbeat_s
+            heartbeat = wire.Heartbeat(
+                count=count, starved=starved, resident_bytes=self._process.memory_info().rss
+            )
+            self.tell(wire.NodeReport(heartbeat=heartbeat))
+            for report in health(now):
+                self.tell(wire.NodeReport(health=report))
+            count += 1
+            due = now + self._limits.heartbeat_s
+            await asyncio.sleep(self._limits.heartbeat_s)
+
+
+def fatal(error: ParallaxError) -> bool:
+    """Whether trying again cannot help."""
+    return isinstance(error, (VersionMismatch, PeerMismatch))

@@ -1,0 +1,88 @@
+"""The one MLX thread of a node.
+
+MLX arrays belong to the thread that made them until they are evaluated, so
+loading, running, cache operations and evaluation all happen here, one job after
+the other; only bytes cross to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Compute:
+    """Runs jobs in order on its own thread and hands results to an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str = "mlx") -> None:
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._since: float | None = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Queues a job that must not raise; it tells its result itself."""
+        self._jobs.put(job)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Runs ``function`` on the thread and returns, or raises, what it does."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def job() -> None:
+            try:
+                result = function()
+            except BaseException as error:
+                self.tell(_fail, future, error)
+            else:
+                self.tell(_fulfil, future, result)
+
+        self.post(job)
+        return await future
+
+    def tell(self, callback: Callable[..., None], *args: object) -> None:
+        """Calls back on the event loop; after the loop's end, nobody is told."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs not yet begun."""
+        return self._jobs.qsize()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    def busy_s(self, now: float) -> float:
+        """How long the present job has run; 0 between jobs. ``now`` is ``time.monotonic()``."""
+        since = self._since
+        return now - since if since is not None else 0.0
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the thread after the jobs already queued, or gives up after ``timeout_s``."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._since = time.monotonic()
+            job()
+            self._since = None
+
+
+def _fulfil(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

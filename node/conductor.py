@@ -1,0 +1,412 @@
+"""What enters the ring next: the pure core of a ring's head.
+
+Events in (a request, a cancellation, a frame that came back), frames and
+answers out. No I/O, no clock of its own, no threads: the shell in
+``node/head.py`` hands it ``now`` and carries out what it says.
+
+Order is decided here and nowhere else. Frames get one sequence of numbers;
+every stage runs them in that order, so a command in a later frame always finds
+the caches as the earlier frames left them, although several frames are in the
+ring at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from parallax.proto import wire_pb2 as wire
+
+GROWTH_TOKENS = 256  # caches grow by this many tokens (mlx-lm's KVCache.step)
+
+
+class Phase(Enum):
+    """Where a sequence is."""
+
+    PREFILL = "prefill"  # in its own cache, chunks still to be injected
+    READY = "ready"  # every chunk injected; waits for its lane's next step
+    DECODE = "decode"  # a row of a lane
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making. ``history`` is prompt and answer so far."""
+
+    id: int
+    request: int
+    attempt: int
+    prompt: list[int]
+    generated: list[int]
+    sampling: wire.Sampling
+    max_tokens: int
+    end_tokens: frozenset[int]
+    phase: Phase = Phase.PREFILL
+    prefilled: int = 0  # tokens whose chunks have been injected
+    lane: Lane | None = None
+    alive: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def prefill_length(self) -> int:
+        """All but the last token: that one is the first decode step's input."""
+        return self.length - 1
+
+    def slice(self, start: int, end: int) -> list[int]:
+        """Tokens ``[start, end)`` of the history."""
+        split = len(self.prompt)
+        if end <= split:
+            return self.prompt[start:end]
+        if start >= split:
+            return self.generated[start - split : end - split]
+        return self.prompt[start:] + self.generated[: end - split]
+
+    @property
+    def last_token(self) -> int:
+        """The input of the next decode step."""
+        return self.generated[-1] if self.generated else self.prompt[-1]
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One decode batch. ``rows`` in the stages' row order."""
+
+    id: int
+    rows: list[Sequence] = field(default_factory=list)
+    joining: list[Sequence] = field(default_factory=list)
+    in_flight: bool = False
+
+    @property
+    def members(self) -> int:
+        return len(self.rows) + len(self.joining)
+
+    @property
+    def longest(self) -> int:
+        return max((s.length for s in (*self.rows, *self.joining)), default=0)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A frame in the ring: what its return will mean."""
+
+    kind: wire.FrameKind.ValueType
+    tokens: int
+    lane: Lane | None = None
+    rows: tuple[Sequence, ...] = ()
+    sent_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Output:
+    """What an event leads to, in order: frames for stage 0, answers for the scheduler."""
+
+    frames: list[wire.Frame] = field(default_factory=list)
+    tokens: list[wire.TokenEvent] = field(default_factory=list)
+    ends: list[wire.EndEvent] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.frames or self.tokens or self.ends)
+
+
+class Conductor:
+    """The state machine of one ring in one epoch.
+
+    Args:
+        epoch: the ring's generation; every frame carries it.
+        shape: lanes, rows, chunk grid, window and budget.
+        stages: how many stages the ring has.
+        costs: what caches cost on each stage.
+    """
+
+    def __init__(
+        self, epoch: int, shape: wire.RingShape, stages: int, costs: list[wire.CacheCost]
+    ) -> None:
+        self._epoch = epoch
+        self._shape = shape
+        self._stages = stages
+        self._costs = costs
+        self._lanes = [Lane(i) for i in range(max(1, shape.lanes))]
+        self._sequences: dict[int, Sequence] = {}
+        self._by_request: dict[tuple[int, int], Sequence] = {}
+        self._prefill: deque[Sequence] = deque()
+        self._flights: dict[int, _Flight] = {}
+        self._commands: list[wire.Command] = []
+        self._next_number = 0
+        self._next_sequence = 1
+        self._tokens_in_flight = 0
+        self._beats_in_flight = 0
+        self.round_trip_s = 0.0
+        self.carry_bytes_per_token = 0  # measured by the shell on stage 0's output
+
+    # ------------------------------------------------------------------ events
+
+    def submit(self, order: wire.Submit) -> Output:
+        """A request arrives: taken in, or refused at once when there is no room."""
+        out = Output()
+        key = (order.request, order.attempt)
+        if key in self._by_request:
+            return out
+        sequence = Sequence(
+            id=self._next_sequence,
+            request=order.request,
+            attempt=order.attempt,
+            prompt=list(order.prompt),
+            generated=list(order.generated),
+            sampling=order.sampling,
+            max_tokens=order.max_tokens,
+            end_tokens=frozenset(order.end_tokens),
+        )
+        if len(sequence.generated) >= sequence.max_tokens:
+            out.ends.append(_end(sequence, wire.END_LENGTH))
+            return out
+        if self.free_rows < 1 or not self._fits(sequence):
+            out.ends.append(_end(sequence, wire.END_REFUSED))
+            return out
+        self._next_sequence += 1
+        self._sequences[sequence.id] = sequence
+        self._by_request[key] = sequence
+        self._prefill.append(sequence)
+        self._pump(out)
+        return out
+
+    def cancel(self, order: wire.Cancel) -> Output:
+        """A request is not wanted any more; its rows and caches go with the next frame."""
+        out = Output()
+        sequence = self._by_request.get((order.request, order.attempt))
+        if sequence is not None:
+            self._finish(sequence, wire.END_CANCELLED, out)
+            self._pump(out)
+        return out
+
+    def returned(self, frame: wire.Frame, now: float) -> Output:
+        """A frame came back from the last stage: its credit, and its tokens.
+
+        Raises:
+            KeyError: no such frame is in the ring.
+        """
+        out = Output()
+        flight = self._flights.pop(frame.number)
+        self._tokens_in_flight -= flight.tokens
+        if flight.kind == wire.BEAT:
+            self._beats_in_flight -= 1
+            self.round_trip_s = now - flight.sent_at
+        elif flight.lane is not None:
+            flight.lane.in_flight = False
+            for sequence, token in zip(flight.rows, frame.tokens, strict=True):
+                if sequence.alive:
+                    self._deliver(sequence, token, out)
+            self._preempt(out)
+        self._pump(out)
+        return out
+
+    def beat(self, now: float) -> Output:
+        """An empty frame through every compute thread, unless one is on its way."""
+        out = Output()
+        if not self._beats_in_flight:
+            self._inject(out, wire.Frame(kind=wire.BEAT), _Flight(wire.BEAT, 0, sent_at=now))
+        return out
+
+    def abandon(self) -> Output:
+        """Nobody listens any more: every sequence is dropped, silently."""
+        out = Output()
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence, wire.END_CANCELLED, out)
+        out.ends.clear()
+        self._pump(out)
+        return out
+
+    # ------------------------------------------------------------------- state
+
+    @property
+    def idle(self) -> bool:
+        """No sequence lives here."""
+        return not self._sequences
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Frames between injection and return."""
+        return len(self._flights)
+
+    @property
+    def free_rows(self) -> int:
+        """How many more sequences the lanes take."""
+        return len(self._lanes) * max(1, self._shape.lane_rows) - len(self._sequences)
+
+    def load(self) -> wire.HeadLoad:
+        """Occupancy, for the scheduler's router."""
+        decoding = sum(s.phase is Phase.DECODE for s in self._sequences.values())
+        return wire.HeadLoad(
+            decoding=decoding,
+            prefilling=len(self._sequences) - decoding,
+            free_rows=self.free_rows,
+            charged_bytes=self._charge(),
+            budget_bytes=self._shape.cache_bytes,
+            lanes=sum(bool(lane.rows) for lane in self._lanes),
+        )
+
+    # ----------------------------------------------------------------- answers
+
+    def _deliver(self, sequence: Sequence, token: int, out: Output) -> None:
+        if token in sequence.end_tokens:
+            self._finish(sequence, wire.END_STOP, out)
+            return
+        index = len(sequence.generated)
+        sequence.generated.append(token)
+        out.tokens.append(
+            wire.TokenEvent(
+                request=sequence.request, attempt=sequence.attempt, index=index, token=token
+            )
+        )
+        if index + 1 >= sequence.max_tokens or sequence.length >= self._shape.context_tokens:
+            self._finish(sequence, wire.END_LENGTH, out)
+
+    def _finish(self, sequence: Sequence, reason: wire.EndReason.ValueType, out: Output) -> None:
+        sequence.alive = False
+        del self._sequences[sequence.id]
+        del self._by_request[(sequence.request, sequence.attempt)]
+        if sequence in self._prefill:
+            self._prefill.remove(sequence)
+        lane = sequence.lane
+        if lane is not None:
+            if sequence in lane.rows:
+                lane.rows.remove(sequence)
+            if sequence in lane.joining:
+                lane.joining.remove(sequence)
+        if sequence.prefilled or sequence.phase is Phase.DECODE:
+            self._commands.append(wire.Command(drop=wire.Drop(sequence=sequence.id)))
+        out.ends.append(_end(sequence, reason))
+
+    # ------------------------------------------------------------------ budget
+
+    def _charge(self, extra: Sequence | None = None) -> int:
+        """Cache bytes on the dearest stage: rows by padded length, and one lane's copy."""
+        total = 0
+        for cost in self._costs:
+            lanes = []
+            for lane in self._lanes:
+                if lane.members:
+                    lanes.append(lane.members * _row_bytes(cost, lane.longest))
+            alone = [s for s in self._sequences.values() if s.lane is None]
+            if extra is not None:
+                alone.append(extra)
+            charged = sum(lanes) + sum(_row_bytes(cost, s.length) for s in alone)
+            total = max(total, charged + max(lanes, default=0))
+        return total
+
+    def _fits(self, sequence: Sequence) -> bool:
+        budget = self._shape.cache_bytes
+        return not budget or not self._sequences or self._charge(sequence) <= budget
+
+    def _preempt(self, out: Output) -> None:
+        """Hands the youngest sequences back when caches outgrow the budget."""
+        budget = self._shape.cache_bytes
+        while budget and len(self._sequences) > 1 and self._charge() > budget:
+            youngest = self._sequences[max(self._sequences)]
+            self._finish(youngest, wire.END_REFUSED, out)
+
+    # --------------------------------------------------------------- injection
+
+    def _pump(self, out: Output) -> None:
+        """Injects whatever may go now: decode steps first, then prefill chunks."""
+        self._step_lanes(out)
+        while self._prefill and self._prefill_allowed():
+            self._inject_chunk(out)
+            self._step_lanes(out)
+        if self._commands and len(self._flights) < self._shape.window_frames:
+            self._inject(out, wire.Frame(kind=wire.BEAT), _Flight(wire.BEAT, 0))
+
+    def _prefill_allowed(self) -> bool:
+        """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
+        chunks = sum(f.kind == wire.PREFILL for f in self._flights.values())
+        decoding = any(lane.in_flight for lane in self._lanes)
+        # One chunk per stage is in work; one more waits so that stage 0 never idles.
+        most = self._stages if decoding else self._stages + 1
+        if chunks >= most or len(self._flights) >= self._shape.window_frames:
+            return False
+        carry = (self._tokens_in_flight + self._shape.chunk_tokens) * self.carry_bytes_per_token
+        return chunks == 0 or not self._shape.window_bytes or carry <= self._shape.window_bytes
+
+    def _inject_chunk(self, out: Output) -> None:
+        sequence = self._prefill[0]
+        start = sequence.prefilled
+        if start < sequence.prefill_length:
+            grid = self._shape.chunk_tokens
+            end = min(sequence.prefill_length, (start // grid + 1) * grid)
+            tokens = sequence.slice(start, end)
+            frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
+            self._inject(out, frame, _Flight(wire.PREFILL, len(tokens)))
+            sequence.prefilled = end
+        if sequence.prefilled >= sequence.prefill_length:
+            self._prefill.popleft()
+            sequence.phase = Phase.READY
+            lane = self._lane_for(sequence)
+            lane.joining.append(sequence)
+            sequence.lane = lane
+
+    def _lane_for(self, sequence: Sequence) -> Lane:
+        """Fewest members first, so that every stage has a batch; then least padding."""
+        rows = max(1, self._shape.lane_rows)
+        open_lanes = [lane for lane in self._lanes if lane.members < rows]
+
+        def cost(lane: Lane) -> tuple[int, int, int]:
+            padding = abs(lane.longest - sequence.length) if lane.members else 0
+            return lane.members, padding, lane.id
+
+        return min(open_lanes, key=cost)
+
+    def _step_lanes(self, out: Output) -> None:
+        for lane in self._lanes:
+            if not lane.in_flight and lane.members:
+                self._inject_step(lane, out)
+
+    def _inject_step(self, lane: Lane, out: Output) -> None:
+        for sequence in lane.joining:
+            self._commands.append(
+                wire.Command(
+                    admit=wire.Admit(
+                        sequence=sequence.id,
+                        lane=lane.id,
+                        prompt=sequence.prompt,
+                        generated=sequence.generated,
+                        sampling=sequence.sampling,
+                    )
+                )
+            )
+            sequence.phase = Phase.DECODE
+            lane.rows.append(sequence)
+        lane.joining.clear()
+        lane.in_flight = True
+        frame = wire.Frame(
+            kind=wire.DECODE,
+            lane=lane.id,
+            tokens=[s.last_token for s in lane.rows],
+            rows=len(lane.rows),
+        )
+        flight = _Flight(wire.DECODE, len(lane.rows), lane, tuple(lane.rows))
+        self._inject(out, frame, flight)
+
+    def _inject(self, out: Output, frame: wire.Frame, flight: _Flight) -> None:
+        frame.epoch = self._epoch
+        frame.number = self._next_number
+        frame.commands.extend(self._commands)
+        self._commands.clear()
+        self._next_number += 1
+        self._flights[frame.number] = flight
+        self._tokens_in_flight += flight.tokens
+        self._beats_in_flight += flight.kind == wire.BEAT
+        out.frames.append(frame)
+
+
+def _row_bytes(cost: wire.CacheCost, length: int) -> int:
+    """Cache bytes of one row of a lane this long, on one stage."""
+    padded = -(-length // GROWTH_TOKENS) * GROWTH_TOKENS
+    windowed = min(padded, cost.window_tokens)
+    return cost.fixed_bytes + cost.bytes_per_token * padded + cost.window_bytes_per_token * windowed
+
+
+def _end(sequence: Sequence, reason: wire.EndReason.ValueType) -> wire.EndEvent:
+    return wire.EndEvent(request=sequence.request, attempt=sequence.attempt, reason=reason)

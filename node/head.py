@@ -1,0 +1,118 @@
+"""The head of a ring: the shell that carries out what the conductor decides.
+
+Frames go to this node's own stage, answers to the scheduler's stream. Answers
+that wait for the stream are merged into one report, so a slow scheduler costs
+memory only for the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from parallax.fabric.errors import FrameRefused, ParallaxError
+from parallax.fabric.limits import Limits
+from parallax.node.conductor import Conductor, Output
+from parallax.node.ring import RingMember
+from parallax.proto import wire_pb2 as wire
+
+
+class Head:
+    """Conductor, clock and streams of one ring's first stage."""
+
+    def __init__(self, form: wire.FormRing, limits: Limits) -> None:
+        self._epoch = form.epoch
+        self._orphan_s = form.shape.orphan_s or limits.orphan_s
+        self._limits = limits
+        self._conductor = Conductor(form.epoch, form.shape, len(form.stages), list(form.costs))
+        self._member: RingMember | None = None
+        self._report = wire.HeadReport(epoch=form.epoch)
+        self._news = asyncio.Event()
+        self._streams = 0
+        self._orphan_since = time.monotonic()
+        self._clock: asyncio.Task[None] | None = None
+
+    def start(self, member: RingMember) -> None:
+        """Begins to beat; frames go to ``member``'s stage."""
+        self._member = member
+        self._clock = asyncio.create_task(self._beat())
+
+    async def stop(self) -> None:
+        """Ends the clock."""
+        if self._clock is not None:
+            self._clock.cancel()
+            await asyncio.gather(self._clock, return_exceptions=True)
+        self._news.set()
+
+    def returned(self, frame: wire.Frame) -> None:
+        """Takes a frame that came back from the last stage."""
+        if self._member is not None and self._member.carry_bytes_per_token:
+            self._conductor.carry_bytes_per_token = self._member.carry_bytes_per_token
+        try:
+            out = self._conductor.returned(frame, time.monotonic())
+        except (KeyError, ValueError):
+            self._end(FrameRefused(f"Frame {frame.number} came back unasked", epoch=self._epoch))
+            return
+        self._carry_out(out)
+
+    async def serve(self, orders: AsyncIterator[wire.HeadOrder]) -> AsyncIterator[wire.HeadReport]:
+        """One stream of the scheduler: its orders in, this ring's answers out."""
+        self._streams += 1
+        intake = asyncio.create_task(self._take(orders))
+        intake.add_done_callback(lambda _: self._news.set())
+        try:
+            self._news.set()
+            while not intake.done() and self._member is not None and not self._member.ended:
+                await self._news.wait()
+                self._news.clear()
+                report, self._report = self._report, wire.HeadReport(epoch=self._epoch)
+                report.load.CopyFrom(self._conductor.load())
+                yield report
+        finally:
+            self._streams -= 1
+            self._orphan_since = time.monotonic()
+            intake.cancel()
+            await asyncio.gather(intake, return_exceptions=True)
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of the last beat through the ring."""
+        return self._conductor.round_trip_s
+
+    async def _take(self, orders: AsyncIterator[wire.HeadOrder]) -> None:
+        async for order in orders:
+            if order.epoch != self._epoch:
+                continue
+            if order.HasField("submit"):
+                self._carry_out(self._conductor.submit(order.submit))
+            elif order.HasField("cancel"):
+                self._carry_out(self._conductor.cancel(order.cancel))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.beat_s)
+            now = time.monotonic()
+            orphaned = not self._streams and now - self._orphan_since > self._orphan_s
+            if orphaned and not self._conductor.idle:
+                self._carry_out(self._conductor.abandon())
+            self._carry_out(self._conductor.beat(now))
+            self._news.set()
+
+    def _carry_out(self, out: Output) -> None:
+        if self._member is None or self._member.ended:
+            return
+        try:
+            for frame in out.frames:
+                self._member.process(frame)
+        except ParallaxError as error:
+            self._end(error)
+        if out.tokens or out.ends:
+            self._report.tokens.extend(out.tokens)
+            self._report.ends.extend(out.ends)
+            self._news.set()
+
+    def _end(self, error: ParallaxError) -> None:
+        if self._member is not None:
+            self._member.end(error)
+        self._news.set()

@@ -1,0 +1,307 @@
+"""This node's place in one ring of one epoch: frames in, compute, frames on.
+
+The hot path is :meth:`RingMember._run`, on the MLX thread: receive, command,
+forward, send. Any error in it, or a broken neighbour stream, ends the epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import grpc.aio
+
+from parallax.fabric.channels import open_channel
+from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
+from parallax.fabric.limits import Limits
+from parallax.node.compute import Compute
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
+
+Broken = Callable[[int, ParallaxError], None]
+
+
+class FrameRunner(Protocol):
+    """What runs a frame on the MLX thread: ``node/runner.py``."""
+
+    def run(self, frame: wire.Frame) -> wire.Frame: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def cache_bytes(self) -> int: ...
+
+
+class RingMember:
+    """One stage's seat in a ring.
+
+    Args:
+        form: the scheduler's order.
+        runner: runs frames; touched on the MLX thread only.
+        compute: the MLX thread.
+        broken: told once, on the event loop, when the epoch cannot go on.
+        returned: on the head, takes the frames that come back from the last stage.
+    """
+
+    def __init__(
+        self,
+        form: wire.FormRing,
+        runner: FrameRunner,
+        compute: Compute,
+        limits: Limits,
+        *,
+        broken: Broken,
+        returned: Callable[[wire.Frame], None] | None,
+    ) -> None:
+        self.epoch = form.epoch
+        self.index = form.index
+        self.count = len(form.stages)
+        self._form = form
+        self._runner = runner
+        self._compute = compute
+        self._limits = limits
+        self._broken = broken
+        self._returned = returned
+        self._outbox: asyncio.Queue[tuple[float, wire.Frame]] = asyncio.Queue(
+            maxsize=2 * form.shape.window_frames + 8
+        )
+        self._inbound = asyncio.Event()
+        self._outbound: asyncio.Task[None] | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._ended = False
+        self._expected = 0
+        self._inbox_limit = 2 * form.shape.window_frames + 8
+        self.health = wire.StageHealth(epoch=form.epoch, stage=form.index)
+        self.carry_bytes_per_token = 0
+
+    # ---------------------------------------------------------------- joining
+
+    async def join(self) -> None:
+        """Opens the stream to the next stage and waits for the one from the stage before.
+
+        Raises:
+            LinkBroken: a neighbour did not come within ``limits.form_s``.
+        """
+        if self.count == 1:
+            return
+        try:
+            async with asyncio.timeout(self._limits.form_s):
+                await self._connect()
+                await self._inbound.wait()
+        except TimeoutError:
+            before = self._form.stages[self.index - 1]
+            raise LinkBroken(
+                f"Ring {self.epoch} did not form",
+                f"stage {self.index} waited {self._limits.form_s:g} s for its neighbours",
+                "Check that the nodes reach each other: parallax doctor",
+                peer=before.node_id,
+            ) from None
+
+    async def _connect(self) -> None:
+        place = self._form.stages[(self.index + 1) % self.count]
+        self._channel, endpoint = await open_channel(
+            list(place.endpoints), place.node_id, limits=self._limits
+        )
+        call = rpc.RingStub(self._channel).Flow()
+        opening = wire.FlowOpen(
+            epoch=self.epoch, from_stage=self.index, to_stage=(self.index + 1) % self.count
+        )
+        await call.write(wire.FramePiece(open=opening))
+        reply = await call.read()
+        if not isinstance(reply, wire.FlowReply):
+            raise LinkBroken(
+                f"{endpoint.host}:{endpoint.port} refused the stream of ring {self.epoch}",
+                peer=place.node_id,
+            )
+        self._outbound = asyncio.create_task(self._send(call, place.node_id))
+
+    async def accept(self, opening: wire.FlowOpen) -> None:
+        """Checks the stream that the stage before opens.
+
+        Raises:
+            FrameRefused: it is not from the stage before this one.
+        """
+        expected = (self.index - 1) % self.count
+        if (opening.from_stage, opening.to_stage) != (expected, self.index):
+            raise FrameRefused(
+                f"Stage {self.index} takes frames from stage {expected}, "
+                f"not from {opening.from_stage}",
+                epoch=opening.epoch,
+            )
+        self._inbound.set()
+
+    async def leave(self) -> None:
+        """Ends this node's part: streams closed, caches freed. Weights stay."""
+        self._ended = True
+        if self._outbound is not None:
+            self._outbound.cancel()
+            await asyncio.gather(self._outbound, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+
+    def end(self, error: ParallaxError) -> None:
+        """Ends the epoch with an error, once."""
+        if not self._ended:
+            self._ended = True
+            self._broken(self.epoch, error)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the epoch is over for this node."""
+        return self._ended
+
+    # --------------------------------------------------------------- hot path
+
+    async def receive(self, pieces: AsyncIterator[wire.FramePiece]) -> None:
+        """Takes frames from the stage before until the stream ends."""
+        async for frame in assemble(pieces, self._limits.frame_bytes):
+            if self._ended:
+                return
+            if frame.epoch != self.epoch or frame.number != self._expected:
+                raise FrameRefused(
+                    f"Frame {frame.number} of epoch {frame.epoch} does not follow "
+                    f"frame {self._expected - 1} of epoch {self.epoch}",
+                    epoch=frame.epoch,
+                    number=frame.number,
+                )
+            self._expected += 1
+            if self._returned is not None:
+                self._returned(frame)
+            else:
+                self.process(frame)
+
+    def process(self, frame: wire.Frame) -> None:
+        """Queues a frame for this stage's layers.
+
+        Raises:
+            FrameRefused: more frames wait than the ring's window allows.
+        """
+        if self._compute.waiting > self._inbox_limit:
+            raise FrameRefused(f"The inbox of stage {self.index} is full", epoch=self.epoch)
+        self._compute.post(lambda: self._run(frame))
+
+    def _run(self, frame: wire.Frame) -> None:
+        if self._ended:
+            return
+        begin = time.perf_counter()
+        try:
+            result = self._runner.run(frame)
+        except ParallaxError as error:
+            self._compute.tell(self.end, error)
+            return
+        except Exception as error:
+            log.exception("stage %d failed in frame %d", self.index, frame.number)
+            self._compute.tell(
+                self.end,
+                InternalError(f"Stage {self.index} failed: {type(error).__name__}: {error}"),
+            )
+            return
+        end = time.perf_counter()
+        self._compute.tell(self._forward, result, end)
+        self._count(frame, result, end - begin)
+
+    def _forward(self, frame: wire.Frame, computed_at: float) -> None:
+        if self._ended:
+            return
+        if self.count > 1:
+            try:
+                self._outbox.put_nowait((computed_at, frame))
+            except asyncio.QueueFull:
+                self.end(FrameRefused(f"The outbox of stage {self.index} is full"))
+        elif self._returned is not None:
+            self._returned(frame)
+
+    async def _send(
+        self,
+        call: grpc.aio.StreamStreamCall[wire.FramePiece, wire.FlowReply],
+        peer: str,
+    ) -> None:
+        try:
+            while True:
+                computed_at, frame = await self._outbox.get()
+                for piece in split(frame, self._limits.piece_bytes):
+                    await call.write(piece)
+                self.health.hops += 1
+                self.health.hop_s += time.perf_counter() - computed_at
+        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            self.end(
+                LinkBroken(
+                    f"The stream from stage {self.index} to the next broke",
+                    reason or "",
+                    peer=peer,
+                )
+            )
+
+    def _count(self, frame: wire.Frame, result: wire.Frame, seconds: float) -> None:
+        health = self.health
+        tokens = len(frame.tokens)
+        if frame.kind == wire.DECODE:
+            health.decode_frames += 1
+            health.decode_tokens += tokens
+            health.decode_compute_s += seconds
+        elif frame.kind == wire.PREFILL:
+            health.prefill_frames += 1
+            health.prefill_tokens += tokens
+            health.prefill_compute_s += seconds
+        if tokens and result.carry:
+            self.carry_bytes_per_token = len(result.carry) // tokens
+        health.rows = self._runner.rows
+        health.lanes = self._runner.lanes
+        health.cache_bytes = self._runner.cache_bytes
+
+
+def split(frame: wire.Frame, piece_bytes: int) -> list[wire.FramePiece]:
+    """The pieces in which a frame travels; one for all but large carries."""
+    if len(frame.carry) <= piece_bytes:
+        return [wire.FramePiece(frame=frame)]
+    carry = memoryview(frame.carry)
+    head = wire.Frame()
+    head.CopyFrom(frame)
+    head.carry = bytes(carry[:piece_bytes])
+    pieces = [wire.FramePiece(frame=head, more=True)]
+    for start in range(piece_bytes, len(carry), piece_bytes):
+        end = start + piece_bytes
+        pieces.append(wire.FramePiece(rest=bytes(carry[start:end]), more=end < len(carry)))
+    return pieces
+
+
+async def assemble(
+    pieces: AsyncIterator[wire.FramePiece], limit_bytes: int
+) -> AsyncIterator[wire.Frame]:
+    """Whole frames out of pieces.
+
+    Raises:
+        FrameRefused: a piece without its beginning, or a carry over ``limit_bytes``.
+    """
+    frame: wire.Frame | None = None
+    parts: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        if piece.HasField("frame"):
+            if frame is not None:
+                raise FrameRefused("A frame began before the last one ended")
+            frame = piece.frame
+            size = len(frame.carry)
+        elif frame is None:
+            raise FrameRefused("A piece of no frame arrived")
+        else:
+            parts.append(piece.rest)
+            size += len(piece.rest)
+        if size > limit_bytes:
+            raise FrameRefused(f"A frame of over {limit_bytes} bytes arrived")
+        if not piece.more:
+            if parts:
+                frame.carry = b"".join((frame.carry, *parts))
+                parts = []
+            yield frame
+            frame = None

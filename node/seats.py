@@ -1,0 +1,199 @@
+"""The rings this node sits in: formed, served and left by order of the scheduler.
+
+Also the two gRPC services of a node: ``Ring``, called by the stage before, and
+``Head``, called by the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import grpc.aio
+
+from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
+from parallax.fabric.limits import Limits
+from parallax.node.compute import Compute
+from parallax.node.head import Head
+from parallax.node.ring import RingMember
+from parallax.node.runner import Runner
+from parallax.node.shelf import Shelf
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[wire.NodeReport], None]
+
+
+class Seat:
+    """One ring's member, its runner, and on the first stage its head."""
+
+    def __init__(self, member: RingMember, runner: Runner, head: Head | None) -> None:
+        self.member = member
+        self.runner = runner
+        self.head = head
+
+
+class Seats(rpc.RingServicer, rpc.HeadServicer):
+    """All rings this node is part of, by epoch."""
+
+    def __init__(
+        self, node_id: str, compute: Compute, shelf: Shelf, limits: Limits, tell: Tell
+    ) -> None:
+        self._node_id = node_id
+        self._compute = compute
+        self._shelf = shelf
+        self._limits = limits
+        self._tell = tell
+        self._seats: dict[int, Seat] = {}
+        self._latest = 0
+        self._formed = asyncio.Condition()
+
+    async def form(self, form: wire.FormRing) -> None:
+        """Takes a seat and reports it joined, or the ring broken."""
+        try:
+            seat = await self._sit(form)
+            await seat.member.join()
+        except ParallaxError as error:
+            self._broken(form.epoch, error)
+            return
+        if seat.head is not None:
+            seat.head.start(seat.member)
+        self._tell(wire.NodeReport(joined=wire.RingJoined(epoch=form.epoch)))
+
+    async def leave(self, epoch: int) -> None:
+        """Gives a seat up and frees its caches."""
+        seat = self._seats.pop(epoch, None)
+        if seat is None:
+            return
+        if seat.head is not None:
+            await seat.head.stop()
+        await seat.member.leave()
+        self._compute.post(seat.runner.close)
+
+    async def leave_all(self) -> None:
+        """Gives every seat up."""
+        for epoch in list(self._seats):
+            await self.leave(epoch)
+
+    def health(self, now: float) -> list[wire.StageHealth]:
+        """Running totals of every seat."""
+        reports = []
+        for seat in self._seats.values():
+            health = wire.StageHealth()
+            health.CopyFrom(seat.member.health)
+            health.inbox = self._compute.waiting
+            health.since_progress_s = self._compute.busy_s(now)
+            if seat.head is not None:
+                health.ring_round_trip_s = seat.head.round_trip_s
+            reports.append(health)
+        return reports
+
+    async def _sit(self, form: wire.FormRing) -> Seat:
+        place = form.stages[form.index]
+        held = self._shelf.get(wire.StageRange(model=form.model, first=place.first, end=place.end))
+        if held is None:
+            raise LinkBroken(
+                f"This node does not hold layers {place.first} to {place.end - 1}",
+                peer=self._node_id,
+            )
+        if form.epoch <= self._latest:
+            raise FrameRefused(f"Epoch {form.epoch} is not newer than {self._latest}")
+        self._latest = form.epoch
+        stage = held
+        runner = await self._compute.call(
+            lambda: Runner(stage, epoch=form.epoch, index=form.index, count=len(form.stages))
+        )
+        head = Head(form, self._limits) if form.index == 0 else None
+        member = RingMember(
+            form,
+            runner,
+            self._compute,
+            self._limits,
+            broken=self._broken,
+            returned=head.returned if head is not None else None,
+        )
+        seat = Seat(member, runner, head)
+        async with self._formed:
+            self._seats[form.epoch] = seat
+            self._formed.notify_all()
+        return seat
+
+    def _broken(self, epoch: int, error: ParallaxError) -> None:
+        log.warning("ring %d broke: %s", epoch, error.sentence)
+        self._tell(wire.NodeReport(broken=wire.RingBroken(epoch=epoch, fault=to_fault(error))))
+
+    async def _seat(self, epoch: int) -> Seat | None:
+        """The seat of an epoch; neighbours may be a little earlier than our order."""
+        async with self._formed:
+            try:
+                async with asyncio.timeout(self._limits.connect_s):
+                    await self._formed.wait_for(
+                        lambda: epoch in self._seats or epoch < self._latest
+                    )
+            except TimeoutError:
+                return None
+        return self._seats.get(epoch)
+
+    # -------------------------------------------------------------------- gRPC
+
+    async def Flow(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[wire.FramePiece],
+        context: grpc.aio.ServicerContext[wire.FramePiece, wire.FlowReply],
+    ) -> AsyncIterator[wire.FlowReply]:
+        """A neighbour's stream: its opening, then frames until either side ends."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("open"):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with its opening"
+            )
+        seat = await self._seat(first.open.epoch)
+        if seat is None or seat.member.ended:
+            await context.abort(
+                grpc.StatusCode.ABORTED, f"no ring of epoch {first.open.epoch} here"
+            )
+        member = seat.member
+        try:
+            await member.accept(first.open)
+            yield wire.FlowReply(epoch=member.epoch)
+            await member.receive(request_iterator)
+        except ParallaxError as error:
+            member.end(error)
+            await context.abort(error.row.grpc, error.sentence)
+        except Exception as error:
+            member.end(InternalError(f"A stream failed: {type(error).__name__}: {error}"))
+            raise
+        finally:
+            member.end(
+                LinkBroken(
+                    f"The stream to stage {member.index} ended",
+                    "the node before it closed it or is gone",
+                )
+            )
+
+    async def Probe(  # noqa: N802
+        self,
+        request: wire.ProbeRequest,
+        context: grpc.aio.ServicerContext[wire.ProbeRequest, wire.ProbeReply],
+    ) -> wire.ProbeReply:
+        """Answers a neighbour that measures the link."""
+        return wire.ProbeReply(received_bytes=len(request.payload), node_id=self._node_id)
+
+    async def Serve(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[wire.HeadOrder],
+        context: grpc.aio.ServicerContext[wire.HeadOrder, wire.HeadReport],
+    ) -> AsyncIterator[wire.HeadReport]:
+        """The scheduler's stream to a ring's head. Its first order names the epoch."""
+        orders = aiter(request_iterator)
+        first = await anext(orders, None)
+        if first is None:
+            return
+        seat = self._seats.get(first.epoch)
+        if seat is None or seat.head is None:
+            await context.abort(grpc.StatusCode.ABORTED, f"no head of epoch {first.epoch} here")
+        async for report in seat.head.serve(orders):
+            yield report

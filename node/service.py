@@ -1,0 +1,212 @@
+"""A node's process: finds its scheduler, attends, and does what it is ordered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+
+from parallax.fabric.addresses import endpoints_of, listen_addresses
+from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.discovery import find_scheduler
+from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
+from parallax.fabric.events import Event, Loading, Problem, Ready, Started, Stopped
+from parallax.fabric.identity import Identity
+from parallax.fabric.settings import NodeSettings
+from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
+from parallax.node.attendance import Attendance, fatal
+from parallax.node.compute import Compute
+from parallax.node.facts import measure_facts
+from parallax.node.links import measure
+from parallax.node.seats import Seats
+from parallax.node.shelf import Shelf
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.25
+RETRY_MOST_S = 5.0
+
+
+class NodeService:
+    """Everything one node runs, and the orders it follows."""
+
+    def __init__(self, settings: NodeSettings, on_event: Callable[[Event], None]) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._on_event = on_event
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._attendance = Attendance(self._limits)
+        self._compute = Compute(asyncio.get_running_loop())
+        self._shelf: Shelf
+        self._seats: Seats
+
+    def stop(self) -> None:
+        """Asks the service to end; answers in flight are handed back to the scheduler."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serves until :meth:`stop`, or until no scheduler can ever be reached.
+
+        Raises:
+            ParallaxError: at start, when no scheduler is found or it refuses this node.
+        """
+        settings = self._settings
+        identity = Identity.load(settings.state_dir / "node.key")
+        facts = await self._compute.call(
+            lambda: measure_facts(
+                identity.peer_id, name=settings.name, memory_bytes=settings.memory
+            )
+        )
+        self._shelf = Shelf(self._compute, settings.state_dir, facts.budget_bytes, self._tell)
+        self._seats = Seats(
+            identity.peer_id, self._compute, self._shelf, self._limits, self._attendance.tell
+        )
+        server, port = await listen(
+            listen_addresses(loopback_only=settings.loopback_only),
+            settings.grpc_port,
+            limits=self._limits,
+            register=self._register,
+        )
+        hello = wire.Hello(
+            protocol=PROTOCOL,
+            version=VERSION,
+            mlx_version=mlx_version(),
+            mlx_lm_version=mlx_lm_version(),
+            facts=facts,
+            endpoints=endpoints_of(port, loopback_only=settings.loopback_only),
+            incarnation=secrets.randbits(63),
+        )
+        self._on_event(
+            Started(
+                name=facts.name,
+                peer_id=identity.peer_id,
+                ports={"cluster": port},
+                notice="" if settings.loopback_only else OPEN_NETWORK_NOTICE,
+            )
+        )
+        try:
+            await self._attend(hello)
+        finally:
+            await self._seats.leave_all()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await server.stop(grace=1.0)
+            self._compute.stop(self._limits.connect_s)
+            self._on_event(Stopped())
+
+    def _register(self, server: object) -> None:
+        rpc.add_RingServicer_to_server(self._seats, server)  # type: ignore[arg-type]
+        rpc.add_HeadServicer_to_server(self._seats, server)  # type: ignore[arg-type]
+
+    def _tell(self, report: wire.NodeReport) -> None:
+        if report.HasField("progress"):
+            progress = report.progress
+            stage = progress.stage
+            fraction = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+            text = f"{stage.model.name} layers {stage.first} to {stage.end - 1}: {progress.phase}"
+            self._on_event(Loading(stage=text, fraction=fraction))
+        elif report.HasField("ready"):
+            stage = report.ready.stage
+            self._on_event(Ready(model=stage.model.name, layers=(stage.first, stage.end)))
+        elif report.HasField("failed"):
+            self._on_event(Problem(from_fault(report.failed.fault)))
+        self._attendance.tell(report)
+
+    async def _attend(self, hello: wire.Hello) -> None:
+        """Attends, and after a lost scheduler finds it again, until told to stop."""
+        attended = False
+        delay_s = RETRY_FIRST_S
+        while not self._stopping.is_set():
+            try:
+                target = await find_scheduler(
+                    self._settings.scheduler,
+                    timeout_s=self._limits.call_s,
+                    loopback_only=self._settings.loopback_only,
+                )
+                scheduler_id, endpoints = await self._attendance.enrol(target, hello)
+                attended = True
+                delay_s = RETRY_FIRST_S
+                await self._attendance.attend(
+                    endpoints,
+                    scheduler_id,
+                    hello,
+                    self._order,
+                    self._seats.health,
+                    self._stopping,
+                )
+            except Dismissed:
+                raise
+            except ParallaxError as error:
+                if not attended or fatal(error):
+                    raise
+                self._on_event(Problem(error))
+            await self._seats.leave_all()
+            await self._pause(delay_s)
+            delay_s = min(RETRY_MOST_S, delay_s * 2)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    async def _order(self, order: wire.NodeOrder) -> None:
+        match order.WhichOneof("order"):
+            case "welcome":
+                self._shelf.tell_all()
+            case "load":
+                self._background(self._shelf.load(order.load.stage))
+            case "unload":
+                self._background(self._shelf.unload(order.unload.stage))
+            case "form":
+                self._background(self._seats.form(order.form))
+            case "leave":
+                await self._seats.leave(order.leave.epoch)
+            case "probe":
+                self._background(self._probe(list(order.probe.peers)))
+            case "dismiss":
+                fault = order.dismiss.fault
+                error = from_fault(fault)
+                raise error if fatal(error) else Dismissed(error.what, error.why, error.fix)
+
+    async def _probe(self, peers: list[wire.StagePlace]) -> None:
+        for peer in peers:
+            report = await measure(peer, self._limits)
+            if report is not None:
+                self._attendance.tell(wire.NodeReport(link=report))
+
+    def _background(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def serve_node(
+    settings: NodeSettings,
+    *,
+    on_event: Callable[[Event], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Runs a node until ``stop`` is set, or for good.
+
+    Raises:
+        ParallaxError: the node could not start, or its scheduler dismissed it.
+    """
+    service = NodeService(settings, on_event)
+    watch = asyncio.create_task(_watch(stop, service)) if stop is not None else None
+    try:
+        await service.run()
+    finally:
+        if watch is not None:
+            watch.cancel()
+
+
+async def _watch(stop: asyncio.Event, service: NodeService) -> None:
+    await stop.wait()
+    service.stop()

@@ -1,0 +1,139 @@
+"""The stages whose weights this node holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from parallax.fabric.errors import InternalError, ModelBroken, ModelTooBig, ParallaxError, to_fault
+from parallax.fabric.models import resolve
+from parallax.node.compute import Compute
+from parallax.node.stage import Stage
+from parallax.node.weights import load_stage
+from parallax.proto import wire_pb2 as wire
+
+Key = tuple[str, int, int]  # model digest, first layer, end layer
+Tell = Callable[[wire.NodeReport], None]
+
+PROGRESS_S = 0.1  # at most this often
+
+
+def key_of(stage: wire.StageRange) -> Key:
+    """What makes two stages the same."""
+    return stage.model.digest, stage.first, stage.end
+
+
+class Shelf:
+    """Loads stages, keeps them, lets them go; tells the scheduler of each change."""
+
+    def __init__(self, compute: Compute, state_dir: Path, budget_bytes: int, tell: Tell) -> None:
+        self._compute = compute
+        self._state_dir = state_dir
+        self._budget_bytes = budget_bytes
+        self._tell = tell
+        self._stages: dict[Key, tuple[Stage, wire.StageReady]] = {}
+        self._wanted: set[Key] = set()
+        self._turn = asyncio.Lock()
+
+    def get(self, stage: wire.StageRange) -> Stage | None:
+        """The loaded stage, if it is here."""
+        held = self._stages.get(key_of(stage))
+        return held[0] if held else None
+
+    def tell_all(self) -> None:
+        """Reports every stage held, for a scheduler that does not know yet."""
+        for _, ready in self._stages.values():
+            self._tell(wire.NodeReport(ready=ready))
+
+    async def load(self, stage: wire.StageRange) -> None:
+        """Loads a stage and reports it ready, or failed. One at a time."""
+        key = key_of(stage)
+        self._wanted.add(key)
+        async with self._turn:
+            if key not in self._wanted:
+                return
+            if key in self._stages:
+                self._tell(wire.NodeReport(ready=self._stages[key][1]))
+                return
+            try:
+                loaded, ready = await self._read(stage)
+            except ParallaxError as error:
+                self._failed(stage, error)
+            except Exception as error:
+                text = f"Loading failed: {type(error).__name__}: {error}"
+                self._failed(stage, InternalError(text))
+            else:
+                self._stages[key] = loaded, ready
+                self._tell(wire.NodeReport(ready=ready))
+
+    async def unload(self, stage: wire.StageRange) -> None:
+        """Lets a stage go; its memory is free when this returns."""
+        key = key_of(stage)
+        self._wanted.discard(key)
+        async with self._turn:
+            held = self._stages.pop(key, None)
+            if held is not None:
+                await self._compute.call(held[0].close)
+
+    async def _read(self, stage: wire.StageRange) -> tuple[Stage, wire.StageReady]:
+        begin = time.monotonic()
+        self._progress(stage, 0, 0, "fetching")
+        folder = await asyncio.to_thread(resolve, stage.model.location, state_dir=self._state_dir)
+        if folder.digest != stage.model.digest:
+            raise ModelBroken(
+                f"{stage.model.location} on this node is not the scheduler's model",
+                "their configurations or weight headers differ",
+                "Give both machines the same files",
+                path=folder.path,
+            )
+        last_told = 0.0
+
+        def progress(done: int, total: int, phase: str) -> None:
+            nonlocal last_told
+            now = time.monotonic()
+            if done == total or now - last_told > PROGRESS_S:
+                last_told = now
+                self._compute.tell(self._progress, stage, done, total, phase)
+
+        def read() -> tuple[Stage, wire.CacheCost]:
+            loaded = load_stage(
+                folder.path,
+                stage.first,
+                stage.end,
+                progress=progress,
+                verdicts=self._state_dir / "verdicts",
+            )
+            return loaded, loaded.cache_cost()
+
+        loaded, cost = await self._compute.call(read)
+        if self._budget_bytes and loaded.weight_bytes > self._budget_bytes:
+            await self._compute.call(loaded.close)
+            missing = loaded.weight_bytes - self._budget_bytes
+            raise ModelTooBig(
+                f"Layers {stage.first} to {stage.end - 1} of {stage.model.name} do not fit this node",
+                f"they take {loaded.weight_bytes} bytes, {missing} more than it may hold",
+                "Raise --memory, or add nodes",
+                needed_bytes=loaded.weight_bytes,
+                available_bytes=self._budget_bytes,
+                missing_bytes=missing,
+            )
+        ready = wire.StageReady(
+            stage=stage,
+            weight_bytes=loaded.weight_bytes,
+            cache=cost,
+            load_s=time.monotonic() - begin,
+            batches=loaded.can_batch,
+            trims=loaded.can_trim,
+        )
+        return loaded, ready
+
+    def _progress(self, stage: wire.StageRange, done: int, total: int, phase: str) -> None:
+        progress = wire.LoadProgress(stage=stage, done_bytes=done, total_bytes=total, phase=phase)
+        self._tell(wire.NodeReport(progress=progress))
+
+    def _failed(self, stage: wire.StageRange, error: ParallaxError) -> None:
+        self._wanted.discard(key_of(stage))
+        failed = wire.StageFailed(stage=stage, fault=to_fault(error))
+        self._tell(wire.NodeReport(failed=failed))

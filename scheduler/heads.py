@@ -1,0 +1,99 @@
+"""gRPC: the scheduler's streams to the heads of its rings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import grpc.aio
+
+from parallax.fabric.channels import open_channel
+from parallax.fabric.errors import LinkBroken, ParallaxError
+from parallax.fabric.limits import Limits
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+OUTBOX_ORDERS = 4096
+
+
+class HeadListener(Protocol):
+    """Who is told what a head says."""
+
+    def head_report(self, report: wire.HeadReport) -> None: ...
+
+    def head_lost(self, epoch: int, error: ParallaxError) -> None: ...
+
+
+class HeadLink:
+    """One stream to one ring's head, for one epoch."""
+
+    def __init__(
+        self,
+        epoch: int,
+        node_id: str,
+        endpoints: list[wire.Endpoint],
+        listener: HeadListener,
+        limits: Limits,
+    ) -> None:
+        self.epoch = epoch
+        self._node_id = node_id
+        self._endpoints = endpoints
+        self._listener = listener
+        self._limits = limits
+        self._outbox: asyncio.Queue[wire.HeadOrder] = asyncio.Queue(maxsize=OUTBOX_ORDERS)
+        self._task = asyncio.create_task(self._run())
+
+    def submit(self, submit: wire.Submit) -> None:
+        """Sends a request to the ring."""
+        self._put(wire.HeadOrder(epoch=self.epoch, submit=submit))
+
+    def cancel(self, cancel: wire.Cancel) -> None:
+        """Takes a request back from the ring."""
+        self._put(wire.HeadOrder(epoch=self.epoch, cancel=cancel))
+
+    async def close(self) -> None:
+        """Ends the stream; nothing is told any more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _put(self, order: wire.HeadOrder) -> None:
+        try:
+            self._outbox.put_nowait(order)
+        except asyncio.QueueFull:
+            self._lost("its orders pile up")
+
+    def _lost(self, why: str) -> None:
+        error = LinkBroken(
+            f"The stream to the head of ring {self.epoch} broke", why, peer=self._node_id
+        )
+        lost: Callable[[int, ParallaxError], None] = self._listener.head_lost
+        asyncio.get_running_loop().call_soon(lost, self.epoch, error)
+
+    async def _run(self) -> None:
+        channel: grpc.aio.Channel | None = None
+        writer: asyncio.Task[None] | None = None
+        try:
+            channel, _ = await open_channel(self._endpoints, self._node_id, limits=self._limits)
+            call = rpc.HeadStub(channel).Serve()
+            await call.write(wire.HeadOrder(epoch=self.epoch))
+            writer = asyncio.create_task(self._write(call))
+            async for report in call:
+                self._listener.head_report(report)
+            self._lost("the head ended it")
+        except grpc.aio.AioRpcError as error:
+            self._lost(error.details() or error.code().name)
+        except ParallaxError as error:
+            self._lost(error.sentence)
+        finally:
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+            if channel is not None:
+                await channel.close()
+
+    async def _write(
+        self, call: grpc.aio.StreamStreamCall[wire.HeadOrder, wire.HeadReport]
+    ) -> None:
+        while True:
+            await call.write(await self._outbox.get())

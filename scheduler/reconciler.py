@@ -1,0 +1,310 @@
+"""Desired rings against actual stages: pure, events in, instructions out.
+
+A ring goes through *loading* (its nodes read their layers), *forming* (it has an
+epoch and its neighbours open their streams) and *ready*. An epoch that breaks
+sends its ring back to forming, under a new epoch, as long as its nodes live.
+Weights that no ring wants are let go last, when every desired ring is ready, or
+at once on a node that cannot hold both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from parallax.proto import wire_pb2 as wire
+
+StageKey = tuple[str, int, int]  # model digest, first layer, end layer
+
+
+class RingState(Enum):
+    """How far a ring has come."""
+
+    LOADING = "loading"
+    WANTS_EPOCH = "wants epoch"
+    FORMING = "forming"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One stage of a ring: layers ``[first, end)`` on a node."""
+
+    node_id: str
+    first: int
+    end: int
+
+
+@dataclass(slots=True, eq=False)
+class Ring:
+    """A ring that is wanted, and how far it has come."""
+
+    model: wire.ModelSource
+    places: tuple[Place, ...]
+    state: RingState = RingState.LOADING
+    epoch: int = 0
+    joined: set[str] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(place.node_id for place in self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Send this to that node."""
+
+    node_id: str
+    order: wire.NodeOrder
+
+
+@dataclass(frozen=True, slots=True)
+class NeedEpoch:
+    """Write a new epoch down, then call :meth:`Reconciler.epoch_issued`."""
+
+    ring: Ring
+
+
+@dataclass(frozen=True, slots=True)
+class RingUp:
+    """Every stage has joined: the ring serves."""
+
+    ring: Ring
+
+
+@dataclass(frozen=True, slots=True)
+class RingDown:
+    """The epoch is over; its requests must move."""
+
+    ring: Ring
+    epoch: int
+
+
+Instruction = Order | NeedEpoch | RingUp | RingDown
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What one node is known to hold."""
+
+    budget_bytes: int
+    ready: dict[StageKey, wire.StageReady] = field(default_factory=dict)
+    loading: dict[StageKey, wire.StageRange] = field(default_factory=dict)
+    progress: dict[StageKey, wire.LoadProgress] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Brings the cluster to the rings that are wanted.
+
+    Args:
+        form: builds the order that forms a ring, given the ring and its stages' reports.
+    """
+
+    def __init__(self, form: Callable[[Ring, list[wire.StageReady]], list[wire.FormRing]]) -> None:
+        self._form = form
+        self._nodes: dict[str, _Holding] = {}
+        self.rings: list[Ring] = []
+
+    # ------------------------------------------------------------------ events
+
+    def node_up(self, node_id: str, budget_bytes: int) -> list[Instruction]:
+        """A node attends; what it holds it reports itself."""
+        self._nodes[node_id] = _Holding(budget_bytes)
+        return []
+
+    def node_down(self, node_id: str) -> list[Instruction]:
+        """A node is gone: rings it was part of are wanted no more."""
+        self._nodes.pop(node_id, None)
+        out: list[Instruction] = []
+        for ring in [r for r in self.rings if node_id in r.nodes]:
+            out += self._retire(ring)
+        return out
+
+    def want(self, ring: Ring) -> list[Instruction]:
+        """One more ring is wanted."""
+        self.rings.append(ring)
+        return self._advance()
+
+    def want_none(self) -> list[Instruction]:
+        """No ring is wanted any more (another model was chosen)."""
+        out: list[Instruction] = []
+        for ring in list(self.rings):
+            out += self._retire(ring)
+        return out
+
+    def retire(self, ring: Ring) -> list[Instruction]:
+        """This ring is wanted no more."""
+        return [*self._retire(ring), *self._advance()]
+
+    def stage_ready(self, node_id: str, ready: wire.StageReady) -> list[Instruction]:
+        """A node holds a stage."""
+        holding = self._nodes.get(node_id)
+        if holding is None:
+            return []
+        key = key_of(ready.stage)
+        holding.loading.pop(key, None)
+        holding.progress.pop(key, None)
+        holding.ready[key] = ready
+        return self._advance()
+
+    def stage_progress(self, node_id: str, progress: wire.LoadProgress) -> None:
+        """How far a node has read a stage."""
+        holding = self._nodes.get(node_id)
+        if holding is not None and key_of(progress.stage) in holding.loading:
+            holding.progress[key_of(progress.stage)] = progress
+
+    def stage_failed(self, node_id: str, stage: wire.StageRange) -> list[Instruction]:
+        """A node could not load a stage: the rings with it are wanted no more."""
+        holding = self._nodes.get(node_id)
+        if holding is not None:
+            holding.loading.pop(key_of(stage), None)
+            holding.progress.pop(key_of(stage), None)
+        out: list[Instruction] = []
+        place = Place(node_id, stage.first, stage.end)
+        for ring in list(self.rings):
+            if ring.model.digest == stage.model.digest and place in ring.places:
+                out += self._retire(ring)
+        return out
+
+    def epoch_issued(self, ring: Ring, epoch: int) -> list[Instruction]:
+        """The new epoch is written down: its nodes may form the ring."""
+        if ring not in self.rings or ring.state is not RingState.WANTS_EPOCH:
+            return []
+        ring.epoch = epoch
+        ring.state = RingState.FORMING
+        ring.joined.clear()
+        reports = [self._nodes[p.node_id].ready[_key(ring, p)] for p in ring.places]
+        forms = self._form(ring, reports)
+        return [
+            Order(place.node_id, wire.NodeOrder(form=form))
+            for place, form in zip(ring.places, forms, strict=True)
+        ]
+
+    def joined(self, node_id: str, epoch: int) -> list[Instruction]:
+        """A node's place in a ring is taken."""
+        ring = self.by_epoch(epoch)
+        if ring is None or ring.state is not RingState.FORMING or node_id not in ring.nodes:
+            return []
+        ring.joined.add(node_id)
+        if ring.joined != set(ring.nodes):
+            return []
+        ring.state = RingState.READY
+        return [RingUp(ring), *self._advance()]
+
+    def broken(self, epoch: int) -> list[Instruction]:
+        """An epoch is over: its ring forms anew under the next one."""
+        ring = self.by_epoch(epoch)
+        if ring is None:
+            return []
+        out = self._end_epoch(ring)
+        ring.state = RingState.LOADING
+        return [*out, *self._advance()]
+
+    # ------------------------------------------------------------------- state
+
+    def by_epoch(self, epoch: int) -> Ring | None:
+        """The ring of a living epoch."""
+        for ring in self.rings:
+            if ring.epoch == epoch and ring.state in (RingState.FORMING, RingState.READY):
+                return ring
+        return None
+
+    def busy_nodes(self) -> set[str]:
+        """Nodes that are part of a wanted ring."""
+        return {node for ring in self.rings for node in ring.nodes}
+
+    def place_of(self, node_id: str) -> Place | None:
+        """The layers a node has in a wanted ring."""
+        for ring in self.rings:
+            for place in ring.places:
+                if place.node_id == node_id:
+                    return place
+        return None
+
+    def progress_of(self, node_id: str) -> wire.LoadProgress | None:
+        """What a node is loading now, if anything."""
+        holding = self._nodes.get(node_id)
+        if holding is None or not holding.loading:
+            return None
+        key, stage = next(iter(holding.loading.items()))
+        return holding.progress.get(key) or wire.LoadProgress(stage=stage, phase="waiting")
+
+    def report_of(self, ring: Ring, place: Place) -> wire.StageReady | None:
+        """What a node said of a stage it holds."""
+        holding = self._nodes.get(place.node_id)
+        return holding.ready.get(_key(ring, place)) if holding else None
+
+    # ---------------------------------------------------------------- decisions
+
+    def _advance(self) -> list[Instruction]:
+        out: list[Instruction] = []
+        for ring in self.rings:
+            if ring.state is RingState.LOADING:
+                out += self._load(ring)
+        if self.rings and all(ring.state is RingState.READY for ring in self.rings):
+            out += self._let_go(set(self._nodes))
+        return out
+
+    def _load(self, ring: Ring) -> list[Instruction]:
+        out: list[Instruction] = []
+        complete = True
+        for place in ring.places:
+            holding = self._nodes.get(place.node_id)
+            if holding is None:
+                return []
+            key = _key(ring, place)
+            if key in holding.ready:
+                continue
+            complete = False
+            if key not in holding.loading:
+                # The planner counts on the whole budget: what no ring wants makes room first.
+                out += self._let_go({place.node_id})
+                stage = wire.StageRange(model=ring.model, first=place.first, end=place.end)
+                holding.loading[key] = stage
+                load = wire.NodeOrder(load=wire.LoadStage(stage=stage))
+                out.append(Order(place.node_id, load))
+        if complete:
+            ring.state = RingState.WANTS_EPOCH
+            out.append(NeedEpoch(ring))
+        return out
+
+    def _let_go(self, nodes: set[str]) -> list[Instruction]:
+        wanted = {(p.node_id, _key(r, p)) for r in self.rings for p in r.places}
+        out: list[Instruction] = []
+        for node_id in sorted(nodes):
+            holding = self._nodes[node_id]
+            for held in (holding.ready, holding.loading):
+                for key in [k for k in held if (node_id, k) not in wanted]:
+                    entry = held.pop(key)
+                    stage = entry.stage if isinstance(entry, wire.StageReady) else entry
+                    unload = wire.NodeOrder(unload=wire.UnloadStage(stage=stage))
+                    out.append(Order(node_id, unload))
+        return out
+
+    def _retire(self, ring: Ring) -> list[Instruction]:
+        out = self._end_epoch(ring)
+        self.rings.remove(ring)
+        return out
+
+    def _end_epoch(self, ring: Ring) -> list[Instruction]:
+        if ring.state not in (RingState.FORMING, RingState.READY):
+            return []
+        out: list[Instruction] = [
+            Order(node, wire.NodeOrder(leave=wire.LeaveRing(epoch=ring.epoch)))
+            for node in ring.nodes
+            if node in self._nodes
+        ]
+        if ring.state is RingState.READY:
+            out.append(RingDown(ring, ring.epoch))
+        ring.state = RingState.LOADING
+        return out
+
+
+def key_of(stage: wire.StageRange) -> StageKey:
+    """What makes two stages the same."""
+    return stage.model.digest, stage.first, stage.end
+
+
+def _key(ring: Ring, place: Place) -> StageKey:
+    return ring.model.digest, place.first, place.end
