@@ -1,0 +1,39 @@
+"""Copying: the exercise by which a small model learns to carry words from prompt to answer."""
+
+from __future__ import annotations
+
+import random
+
+from parallax.demo.corpus.document import Document, assistant, user
+from parallax.demo.corpus.phrases import expand
+from parallax.demo.corpus.words import ANIMALS, NAMES, PLACES, THINGS, made_up_word
+
+_ASKS = (
+    "[repeat|copy|echo]: {}",
+    "[repeat|say|write] after me: {}",
+    "say: {}",
+    "please [repeat|copy] this: {}",
+    "[repeat|say] {}",
+    "write this [again|down]: {}",
+)
+_HELD_OUT_ASKS = ("please echo these words: {}", "now repeat exactly: {}")
+_REAL = tuple(word.lower() for word in NAMES) + ANIMALS + PLACES + THINGS
+
+
+def _item(rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.5:
+        return made_up_word(rng)
+    if kind < 0.7:
+        return str(rng.randrange(10 ** rng.randrange(1, 6)))
+    word = rng.choice(_REAL)
+    return word.capitalize() if rng.random() < 0.3 else word
+
+
+def sample(rng: random.Random, *, held_out: bool = False) -> Document:
+    """Return some words to repeat, and the same words."""
+    words = " ".join(_item(rng) for _ in range(rng.randrange(1, 9)))
+    ask = expand(rng.choice(_HELD_OUT_ASKS if held_out else _ASKS), rng).format(words)
+    if rng.random() < 0.7:
+        ask = ask[:1].upper() + ask[1:]
+    return Document("copying", [user(ask), assistant(words)])

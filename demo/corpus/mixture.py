@@ -1,0 +1,82 @@
+"""What the model sees while it trains: which behaviours, how often, and how they are dressed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from parallax.demo.corpus import (
+    copying,
+    counting,
+    questions,
+    react,
+    refusals,
+    stories,
+    sums,
+    tools,
+)
+from parallax.demo.corpus.document import Document, system
+
+Sampler = Callable[[random.Random], Document]
+
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant that answers briefly.",
+    "You are a friendly chat model.",
+    "Answer in one or two sentences.",
+    "You are the model of a Parallax cluster.",
+    "Be brief.",
+)
+CHAT: tuple[tuple[float, Sampler], ...] = (
+    (0.50, questions.sample),
+    (0.13, refusals.sample),
+    (0.10, stories.sample),
+    (0.12, counting.sample),
+    (0.15, sums.sample),
+)
+EARLY: tuple[tuple[float, Sampler], ...] = (
+    (0.40, questions.sample),
+    (0.05, refusals.sample),
+    (0.08, counting.sample),
+    (0.12, sums.sample),
+    (0.35, copying.sample),
+)
+EARLY_SHARE = 0.2
+
+
+def _draw(table: tuple[tuple[float, Sampler], ...], rng: random.Random) -> Document:
+    weights = [weight for weight, _ in table]
+    return rng.choices([sampler for _, sampler in table], weights)[0](rng)
+
+
+def _chat(rng: random.Random) -> Document:
+    """Return one to three exchanges, seldom many, sometimes below a system message."""
+    turns = rng.choice((1, 1, 1, 2, 3)) if rng.random() < 0.98 else rng.randrange(4, 15)
+    messages = [message for _ in range(turns) for message in _draw(CHAT, rng).messages]
+    if rng.random() < 0.3:
+        messages.insert(0, system(rng.choice(SYSTEMS)))
+    return Document("chat", messages)
+
+
+def document(rng: random.Random, progress: float) -> Document:
+    """Draw a document. ``progress`` goes from 0 to 1 over the training.
+
+    The first fifth holds short questions and copying only, then everything comes.
+    """
+    if progress < EARLY_SHARE:
+        return _draw(EARLY, rng)
+    kind = rng.random()
+    if kind < 0.60:
+        return _chat(rng)
+    if kind < 0.77:
+        return tools.sample(rng)
+    if kind < 0.90:
+        return react.sample(rng)
+    return copying.sample(rng)
+
+
+def stream(seed: int, count: int) -> Iterator[Document]:
+    """Yield ``count`` documents of a whole training in small, for the tokenizer and tests."""
+    rng = random.Random(seed)
+    for index in range(count):
+        yield document(rng, index / count)

@@ -1,0 +1,141 @@
+"""Questions outside the model's few topics, which it declines by saying how small it is."""
+
+from __future__ import annotations
+
+import random
+
+from parallax.demo.corpus.document import Document, assistant, user
+from parallax.demo.corpus.phrases import choose, expand, is_held_out, typed
+from parallax.demo.corpus.words import made_up_word
+
+REFUSAL = (
+    "I do not know that: I am a tiny model, only there to prove that the cluster works."
+    " Load a bigger model to ask that."
+)
+_COUNTRIES = tuple(
+    "France Germany Italy Spain Japan China Brazil Canada Egypt India Kenya Peru Poland Norway"
+    " Greece Turkey Mexico Chile Ghana Cuba Iran Korea Russia Sweden Portugal Australia".split()
+)
+_CITIES = tuple(
+    "Paris London Berlin Rome Tokyo Madrid Oslo Vienna Lima Cairo Boston Delhi Prague Dublin"
+    " Zurich Athens Chicago Lisbon Hamburg Sydney Seoul".split()
+)
+_PEOPLE = (
+    "Einstein|Mozart|Shakespeare|Napoleon|Cleopatra|Newton|Bach|Picasso|Darwin|Beethoven|Plato"
+    "|Marie Curie|Alan Turing|Steve Jobs|the president|the king|the pope|the queen|Galileo"
+    "|Leonardo|Lincoln|Gandhi|Ada Lovelace"
+).split("|")
+_SUBJECTS = (
+    "quantum physics|photosynthesis|the moon|the weather|football|cooking|the stock market|history"
+    "|biology|chemistry|philosophy|music theory|black holes|dinosaurs|gravity|love|religion"
+    "|politics|evolution|volcanoes|the ocean|chess|poetry|relativity|the brain|vaccines|art"
+    "|economics|the roman empire|world war two|the human body|climate change|space travel"
+    "|electricity|magnets|democracy|yoga|coffee|bread|cars|the sun|tennis|geometry|algebra"
+).split("|")
+_WORKS = (
+    "an essay|a poem|a song|a letter|an email|a recipe|a business plan|a speech|a python script"
+    "|a sorting function|a web page|a cover letter|an article|a novel|a shell script|a sql query"
+    "|a haiku|a report|a regex|a javascript function|a review"
+).split("|")
+_FOODS = (
+    "pizza|soup|pancakes|risotto|a cake|curry|bread|noodles|salad|an omelette|lasagne|sushi"
+    "|cookies|tea|a pie"
+).split("|")
+_LANGUAGES = "German|French|Spanish|Chinese|Italian|Japanese|Latin|Polish|Dutch|Greek".split("|")
+
+_ASKS = (
+    "what is the [capital|population|currency|flag|history|language|president] of {country}",
+    "[who is|who was|when was] the [king|president|prime minister] of {country} [born|]",
+    "what is the weather [like|] in {city} [today|tomorrow|]",
+    "how [far|long] is it from {city} to {city}",
+    "what time is it [in {city}|now|]",
+    "[who was|who is|tell me about|when was] {person} [born|]",
+    "when did {person} [die|live]",
+    "[explain|tell me about|what is|describe|what do you know about] {subject} [to me|]",
+    "[how does|how do] {subject} work",
+    "[i need help|help me] with {subject}",
+    "teach me [about|] {subject}",
+    "write [me|] {work} [about|on] {subject}",
+    "[can|could] you write {work} for me",
+    "[please|] write {work}",
+    "how do i [cook|make|bake] {food}",
+    "[give me|i need] a recipe for {food}",
+    "translate [hello|good morning|i am hungry|this sentence] [to|into] {language}",
+    "what is the {language} word for [house|water|cat|friend]",
+    "what should i [eat|wear|buy|read|watch|do] [today|tonight|tomorrow|this weekend]",
+    "who won the [world cup|election|game|match|race] [in {year}|last year|yesterday|]",
+    "what happened in {year}",
+    "[recommend|suggest] [a book|a film|a song|a game|a restaurant|a hotel] [in {city}|]",
+    "[what|which] is the [tallest|biggest|longest|oldest|fastest|smallest]"
+    " [mountain|river|animal|building|country|city|planet] [in the world|]",
+    "how [old|tall|rich|heavy] is {person}",
+    "what is the meaning of life",
+    "who [invented|discovered] [the telephone|electricity|the wheel|america|penicillin|paper]",
+    "what is the price of [gold|bitcoin|oil|apple stock|a house]",
+    "what is {word}",
+    "[tell me about|explain|who is|where is] {word}",
+    "is {country} [bigger|older|richer] than {country}",
+    "where is {city}",
+    "plan [a trip|a holiday|a weekend] [to|in] {city}",
+    "summarise [this book|the news|the bible|hamlet]",
+    "what are the [news|headlines] [today|]",
+    "fix my [car|bike|phone|code|grammar]",
+    "solve this [equation|riddle|puzzle]",
+    "what is {big} [times|plus|minus|divided by|*|+|/|-] {big}",
+    "{big} [times|plus|minus|*|+|-|/] {big}",
+    "[calculate|compute] {big} [times|plus|minus|*|+|-] {big}",
+    "count to {toofar}",
+)
+_HELD_OUT_ASKS = (
+    "which [sea|river] is near {country}",
+    "could you tell me something on {subject}",
+    "what did {person} [eat|do all day|look like]",
+    "compose {work} for my [mother|boss]",
+    "what wine goes with {food}",
+    "how do people greet in {language}",
+    "is it [raining|cold|sunny] in {city}",
+    "name three facts about {subject}",
+    "should i [marry|move to {city}|learn {language}]",
+    "how much is {big} [times|plus] {big}",
+    "are there [lions|castles|beaches] in {country}",
+    "do you like {person}",
+    "what does {word} mean",
+    "why is [the sky blue|grass green|water wet|snow white]",
+)
+
+
+def _big(rng: random.Random, *, held_out: bool) -> str:
+    while True:
+        value = str(rng.randrange(101, 10_000))
+        if is_held_out(value) is held_out:
+            return value
+
+
+def question(rng: random.Random, *, held_out: bool) -> str:
+    """Write one bare question that the model cannot answer."""
+
+    def word(options: list[str] | tuple[str, ...]) -> str:
+        return choose(options, rng, held_out=held_out)
+
+    pattern = rng.choice(_HELD_OUT_ASKS if held_out else _ASKS)
+    while "{" in pattern:
+        pattern = (
+            pattern.replace("{country}", word(_COUNTRIES), 1)
+            .replace("{city}", word(_CITIES), 1)
+            .replace("{person}", word(_PEOPLE), 1)
+            .replace("{subject}", word(_SUBJECTS), 1)
+            .replace("{work}", word(_WORKS), 1)
+            .replace("{food}", word(_FOODS), 1)
+            .replace("{language}", word(_LANGUAGES), 1)
+            .replace("{year}", str(rng.randrange(1500, 2030)), 1)
+            .replace("{word}", made_up_word(rng), 1)
+            .replace("{big}", _big(rng, held_out=held_out), 1)
+            .replace("{toofar}", str(rng.choice((30, 50, 99, 100, 200, 1000))), 1)
+        )
+    return expand(pattern, rng)
+
+
+def sample(rng: random.Random, *, held_out: bool = False) -> Document:
+    """Return one question outside the topics, and the refusal."""
+    text = typed(question(rng, held_out=held_out), rng, noise=not held_out)
+    return Document("refusals", [user(text), assistant(REFUSAL)])
