@@ -1,0 +1,125 @@
+"""Who a scheduler or a node is: an Ed25519 key in its state directory.
+
+A peer id is the public key itself in libp2p's form: base58btc of the identity
+multihash of the protobuf public key (libp2p specs, peer-ids/peer-ids.md), which
+always begins with ``12D3KooW``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import base58
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from parallax.fabric.errors import BadSetting, SettingsError
+
+# identity multihash of 36 bytes; protobuf: key type 1 (Ed25519), 32 bytes of key
+_HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A key pair and the peer id that its public half is."""
+
+    private: Ed25519PrivateKey = field(repr=False)
+    peer_id: str
+
+    @classmethod
+    def of(cls, private: Ed25519PrivateKey) -> Identity:
+        """The identity that a private key makes."""
+        return cls(private, peer_id_of(private.public_key().public_bytes_raw()))
+
+
+def peer_id_of(public: bytes) -> str:
+    """The peer id of a raw Ed25519 public key (32 bytes)."""
+    if len(public) != _KEY_BYTES:
+        raise ValueError(f"an Ed25519 public key has {_KEY_BYTES} bytes, not {len(public)}")
+    return str(base58.b58encode(_HEAD + public).decode("ascii"))
+
+
+def public_key_of(peer_id: str) -> bytes:
+    """The raw public key (32 bytes) that a peer id is.
+
+    Raises:
+        BadSetting: it is not the peer id of an Ed25519 key.
+    """
+    try:
+        raw = base58.b58decode(peer_id)
+    except ValueError:
+        raw = b""
+    if len(raw) != len(_HEAD) + _KEY_BYTES or not raw.startswith(_HEAD):
+        raise BadSetting(
+            f"'{peer_id}' is not a peer id",
+            "A peer id begins with 12D3KooW and has 52 letters and digits",
+            "Copy the join command from the page or from 'parallax run'",
+            setting="scheduler",
+        )
+    return bytes(raw[len(_HEAD) :])
+
+
+def load_identity(path: Path) -> Identity:
+    """The identity kept in a file; made, for its owner's eyes only, if there is none.
+
+    Two processes that start at once agree on one key.
+
+    Raises:
+        SettingsError: the file cannot be made or read, others may read it, or it holds
+            no Ed25519 key.
+    """
+    try:
+        if not path.exists():
+            _make(path)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        pem = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"The identity {path} cannot be made or read",
+            error.strerror or str(error),
+            "Give --state-dir a folder that you may write to",
+        ) from None
+    if mode & 0o077:
+        raise SettingsError(
+            f"The identity {path} can be read by others (mode {mode:04o})",
+            "Whoever has this key can pose as this machine",
+            f"chmod 600 {path}, or delete it for a new identity",
+        )
+    try:
+        private = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        private = None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise SettingsError(
+            f"The identity {path} is damaged",
+            "It holds no Ed25519 private key",
+            "Put the file back from a copy, or delete it for a new identity",
+        )
+    return Identity.of(private)
+
+
+def _make(path: Path) -> None:
+    """Writes a new key beside ``path`` and links it there, unless another was faster."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
