@@ -1,0 +1,134 @@
+// Choosing the model and the number of nodes, and the command that other machines join with.
+
+import { byId, make, say, sayOrHide } from "./dom.js";
+import { json } from "./stream.js";
+import { bytes, count, plural } from "./words.js";
+
+const OTHER = ""; // the entry of the list that asks for a name
+const INIT_MS = 120_000; // a hub model's description is fetched before the answer
+
+/** The part of the page that shows and changes the model. */
+export function setup() {
+  let current = null; // name of the cluster's model; null before the first status
+  let listed = false;
+  let joinCommand = "";
+
+  byId("choose-model").addEventListener("change", () => {
+    const other = byId("choose-model").value === OTHER;
+    byId("choose-other-label").hidden = !other;
+    byId("choose-other").required = other;
+    if (other) byId("choose-other").focus();
+  });
+
+  byId("choose").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const start = byId("choose-start");
+    const name = byId("choose-model").value || byId("choose-other").value.trim();
+    start.disabled = true;
+    sayOrHide(byId("choose-error"), null);
+    try {
+      await json(
+        "scheduler/init",
+        {
+          model_name: name,
+          init_nodes_num: Number(byId("choose-nodes").value),
+          is_local_network: true,
+        },
+        INIT_MS,
+      );
+      byId("choice").open = false;
+    } catch (error) {
+      sayOrHide(byId("choose-error"), error.message);
+    } finally {
+      start.disabled = false;
+    }
+  });
+
+  byId("join-copy").addEventListener("click", async () => {
+    const copied = await copy(byId("join-command"));
+    say(
+      byId("join-said"),
+      copied ? "Copied." : "The command is selected: copy it with the keyboard.",
+    );
+  });
+
+  async function list() {
+    listed = true;
+    try {
+      const [models, command] = await Promise.all([json("model/list"), json("node/join/command")]);
+      joinCommand = command.data;
+      say(byId("join-command"), joinCommand);
+      fill(models.data, current);
+    } catch (error) {
+      listed = false; // the next status tries again
+      sayOrHide(byId("choose-error"), error.message);
+    }
+  }
+
+  return {
+    update(status) {
+      const name = status.model_name ?? "";
+      if (status.node_join_command && status.node_join_command !== joinCommand) {
+        joinCommand = status.node_join_command;
+        say(byId("join-command"), joinCommand);
+      }
+      if (name !== current) {
+        current = name;
+        byId("choice").open = name === "";
+        if (status.init_nodes_num > 0) byId("choose-nodes").value = String(status.init_nodes_num);
+        say(byId("choice-title"), name ? "Change the model" : "Choose a model");
+        say(byId("choose-start"), name ? "Switch" : "Start");
+        listed = false;
+      }
+      byId("model").hidden = name === "";
+      say(byId("model-name"), name);
+      say(byId("model-facts"), status.model ? facts(status.model) : "");
+      if (!listed) list();
+    },
+    lost() {
+      listed = false; // another scheduler may answer next
+    },
+  };
+}
+
+/** Size and shape of a model in one line. */
+function facts(model) {
+  return [
+    plural(model.layers, "layer"),
+    bytes(model.weight_bytes),
+    `context of ${count(model.context_tokens)} tokens`,
+  ].join(" · ");
+}
+
+/** The list's entries, with the current model chosen. */
+function fill(models, current) {
+  const select = byId("choose-model");
+  const chosen = select.value || current;
+  const options = models.map((model) => {
+    const details = [model.size, model.provider].filter(Boolean).join(", ");
+    const option = make("option", "", details ? `${model.name} (${details})` : model.name);
+    option.value = model.name;
+    return option;
+  });
+  const other = make("option", "", "Another model…");
+  other.value = OTHER;
+  select.replaceChildren(...options, other);
+  const names = models.map((model) => model.name);
+  select.value = names.includes(chosen) ? chosen : (names[0] ?? OTHER);
+  select.dispatchEvent(new Event("change"));
+}
+
+/**
+ * Put an element's text on the clipboard; false when the browser does not allow it, and then
+ * the text is selected. Pages that are not from this machine nor encrypted have no
+ * navigator.clipboard, hence the second way.
+ */
+async function copy(element) {
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(element);
+    return document.execCommand("copy");
+  }
+}
