@@ -1,0 +1,128 @@
+"""Headers of safetensors files: which tensors there are, and where. The data is never read.
+
+Format: https://huggingface.co/docs/safetensors (eight bytes of little-endian header length, a JSON
+header, then the data). Files come from strangers, so every number in the header is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from parallax.fabric.errors import ModelBroken
+
+HEADER_BYTES = 100 << 20  # the format's own limit
+_DIMENSIONS = 16
+_LENGTH = struct.Struct("<Q")
+
+_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file. ``begin`` and ``end`` are byte offsets from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor's data."""
+        return self.end - self.begin
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        ModelBroken: the file is missing, unreadable, cut short, or its header makes no sense.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(_LENGTH.size)
+            if len(head) < _LENGTH.size:
+                raise _broken(file, "it is cut short in its first eight bytes")
+            (length,) = _LENGTH.unpack(head)
+            if length > HEADER_BYTES:
+                raise _broken(file, f"its header claims {length} bytes")
+            text = stream.read(length)
+    except OSError as error:
+        raise _broken(file, error.strerror or str(error)) from error
+    if len(text) < length:
+        raise _broken(file, "it is cut short in its header")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"its header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _broken(file, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    start = _LENGTH.size + length
+    tensors = {name: _tensor(file, name, entry, start) for name, entry in header.items()}
+    needed = max((tensor.end for tensor in tensors.values()), default=start)
+    if needed > size:
+        raise _broken(file, f"it has {size} bytes and should have {needed}: it is cut short")
+    return tensors
+
+
+def folder_headers(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """Headers of all ``model*.safetensors`` of a folder, by file name, in order of names.
+
+    Raises:
+        ModelBroken: see :func:`read_header`.
+    """
+    return {file.name: read_header(file) for file in sorted(folder.glob("model*.safetensors"))}
+
+
+def _tensor(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise _broken(file, f"its header does not describe {name}")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _broken(file, f"{name} has the unknown type {dtype!r}")
+    if not _counts(shape) or len(shape) > _DIMENSIONS:
+        raise _broken(file, f"{name} has an impossible shape")
+    if not _counts(offsets) or len(offsets) != 2:
+        raise _broken(file, f"{name} lies nowhere in the file")
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise _broken(file, f"{name} does not have the size of its shape")
+    return TensorInfo(dtype, tuple(shape), start + begin, start + end)
+
+
+def _counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
+
+
+def _broken(file: Path, why: str) -> ModelBroken:
+    return ModelBroken(
+        f"The weight file {file.name} cannot be used", why, "Fetch the model again", path=file
+    )
