@@ -1,0 +1,144 @@
+"""What the scheduler remembers over a restart: issued epochs and the chosen model.
+
+One SQLite file in the state directory. SQLite's own locks keep numbers unique
+when two processes open it, and a number is on disk before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import aiosqlite
+from parallax.fabric.errors import BadSetting
+
+FILE_NAME = "state.db"
+SCHEMA_VERSION = 1
+
+_BUSY_S = 5.0
+_SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO counter (name, value) VALUES ('epoch', 0);
+CREATE TABLE IF NOT EXISTS choice (
+    one INTEGER PRIMARY KEY CHECK (one = 1), model TEXT NOT NULL, nodes INTEGER NOT NULL
+) STRICT;
+PRAGMA user_version = 1;
+COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The model that the cluster serves, and on how many nodes a ring should lie."""
+
+    model: str
+    nodes: int
+
+
+class Store:
+    """Open with :meth:`open`; close it, or use it as an async context."""
+
+    def __init__(self, path: Path, db: aiosqlite.Connection) -> None:
+        self._path = path
+        self._db = db
+
+    @classmethod
+    async def open(cls, state_dir: Path) -> Store:
+        """Open or create ``state.db``.
+
+        Raises:
+            BadSetting: the file is broken, of a newer version, locked, or cannot be written.
+        """
+        path = state_dir / FILE_NAME
+        try:
+            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True)
+            db = await aiosqlite.connect(path, timeout=_BUSY_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(path, error) from error
+        store = cls(path, db)
+        try:
+            await store._prepare()
+        except BaseException:
+            await db.close()
+            raise
+        return store
+
+    async def next_epoch(self) -> int:
+        """A number that no ring ever had, larger than all before; on disk when this returns."""
+        rows = await self._run(
+            "UPDATE counter SET value = value + 1 WHERE name = 'epoch' RETURNING value"
+        )
+        return int(rows[0][0])
+
+    async def choice(self) -> Choice | None:
+        """The model chosen last, or None."""
+        rows = await self._run("SELECT model, nodes FROM choice")
+        return Choice(str(rows[0][0]), int(rows[0][1])) if rows else None
+
+    async def choose(self, choice: Choice) -> None:
+        """Remember a choice in place of the one before."""
+        await self._run(
+            "INSERT INTO choice (one, model, nodes) VALUES (1, ?, ?)"
+            " ON CONFLICT (one) DO UPDATE SET model = excluded.model, nodes = excluded.nodes",
+            (choice.model, choice.nodes),
+        )
+
+    async def close(self) -> None:
+        """Let go of the file; may be called twice."""
+        await self._db.close()
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _prepare(self) -> None:
+        version = int((await self._run("PRAGMA user_version"))[0][0])
+        if version > SCHEMA_VERSION:
+            raise BadSetting(
+                f"The state file {self._path} was written by a newer Parallax",
+                f"Its form is number {version}; this version knows up to {SCHEMA_VERSION}.",
+                "Update Parallax on this machine, or use another state directory (--state-dir).",
+                setting="state_dir",
+            )
+        if version == SCHEMA_VERSION:
+            health = str((await self._run("PRAGMA quick_check(1)"))[0][0])
+            if health != "ok":
+                raise _unusable(self._path, sqlite3.DatabaseError(health))
+            return
+        try:
+            await self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+
+    async def _run(self, sql: str, values: Iterable[str | int] = ()) -> list[sqlite3.Row]:
+        # One statement in one call of the database's thread: no other can come between.
+        try:
+            return list(await self._db.execute_fetchall(sql, tuple(values)))
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> BadSetting:
+    locked = "locked" in str(error)
+    broken = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+        error, sqlite3.OperationalError
+    )
+    if locked:
+        fix = "Stop the other program that uses it, or use another state directory (--state-dir)."
+    elif broken:
+        fix = f"Move {path} away and start again: the chosen model is then chosen anew."
+    else:
+        fix = "Check the rights and the free space there, or use another --state-dir."
+    return BadSetting(f"The state file {path} cannot be used", str(error), fix, setting="state_dir")
