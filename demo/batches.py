@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from parallax.demo.corpus import mixture
+from parallax.demo.corpus.document import render
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from parallax.demo.corpus import mixture
-from parallax.demo.corpus.document import render
-
+PAD = "<|endoftext|>"
 LONGEST_TOKENS = 1_024
 POOL_DOCUMENTS = 256
 
@@ -22,10 +22,14 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.start = self.tokenizer.token_to_id("<|im_start|>")
-        self.end = self.tokenizer.token_to_id("<|im_end|>")
-        self.pad = self.tokenizer.token_to_id("<|endoftext|>")
+        self.start, self.end, self.pad = map(self._id, ("<|im_start|>", "<|im_end|>", PAD))
         self.header = self.tokenizer.encode("assistant\n").ids
+
+    def _id(self, token: str) -> int:
+        found: int | None = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"The tokenizer has no token {token}: train it first.")
+        return found
 
     def encode(self, text: str) -> tuple[list[int], list[bool]]:
         """Return the ids and whether each is to be learned: text and end of the assistant."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm
-
 from parallax.demo import model_path
 from parallax.demo.corpus import (
     copying,
@@ -70,27 +69,29 @@ class Model:
     """A model loaded by mlx-lm, asked greedily."""
 
     def __init__(self, folder: Path) -> None:
-        self._model, self._tokenizer = mlx_lm.load(str(folder))[:2]
+        self._model: Any
+        self.tokenizer: Any
+        self._model, self.tokenizer = mlx_lm.load(str(folder))[:2]
 
     def ask(self, messages: list[Message], functions: list[dict[str, Any]] | None = None) -> Reply:
         """Return the greedy answer to a conversation."""
-        prompt = self._tokenizer.apply_chat_template(
+        prompt = self.tokenizer.apply_chat_template(
             messages, tools=functions or None, add_generation_prompt=True
         )
         text, reason = "", None
         for piece in mlx_lm.stream_generate(
-            self._model, self._tokenizer, prompt, max_tokens=LONGEST_ANSWER_TOKENS
+            self._model, self.tokenizer, prompt, max_tokens=LONGEST_ANSWER_TOKENS
         ):
             text, reason = text + piece.text, piece.finish_reason
         return Reply(text, reason == "stop")
 
     def call(self, text: str) -> Any:
         """Return the tool call in an answer as mlx-lm parses it, or nothing."""
-        begin, end = self._tokenizer.tool_call_start, self._tokenizer.tool_call_end
+        begin, end = self.tokenizer.tool_call_start, self.tokenizer.tool_call_end
         if not text.startswith(begin) or not text.rstrip().endswith(end):
             return None
         try:
-            return self._tokenizer.tool_parser(text.removeprefix(begin).rstrip()[: -len(end)])
+            return self.tokenizer.tool_parser(text.removeprefix(begin).rstrip()[: -len(end)])
         except ValueError:
             return None
 
@@ -120,7 +121,7 @@ def right(case: Document, reply: Reply, model: Model) -> bool:
     if calls:
         return bool(model.call(reply.text) == calls[0]["function"])
     if not case.must:
-        return reply.text == case.answer["content"]
+        return bool(reply.text == case.answer["content"])
     if case.kind == "stories":
         return all(word in reply.text for word in case.must) and reply.text.count(".") >= 3
     return all(word in reply.text for word in case.must) and reply.text.endswith(case.must[-1])
@@ -133,8 +134,8 @@ def table(scores: dict[str, Score]) -> str:
         gate = GATES.get(kind)
         verdict = "" if gate is None else "pass" if score.share >= gate else "FAIL"
         wanted = "" if gate is None else f"{gate:.0%}"
-        share = f"{score.share:.1%}"
-        lines.append(f"| {kind} | {score.right} of {score.total} | {share} | {wanted} | {verdict} |")
+        right_ones = f"{score.right} of {score.total}"
+        lines.append(f"| {kind} | {right_ones} | {score.share:.1%} | {wanted} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -155,7 +156,8 @@ def main() -> int:
         elif score.total - score.right <= options.show:
             print(f"[{case.kind}] {case.prompt[-1]['content'][-200:]!r}\n    {reply.text!r}")
     print(table(scores))
-    print(f"{sum(score.total for score in scores.values())} cases, {time.monotonic() - begun:.0f} s")
+    total = sum(score.total for score in scores.values())
+    print(f"{total} cases, {time.monotonic() - begun:.0f} s")
     return int(any(scores[kind].share < GATES[kind] for kind in scores if kind in GATES))
 
 

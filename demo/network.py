@@ -76,7 +76,8 @@ class Layer(nn.Module):
         )
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
         gate, up = self.gate_up(self.norm_mid(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        changed: Tensor = x + self.down(F.silu(gate) * up)
+        return changed
 
 
 class Network(nn.Module):
@@ -88,12 +89,11 @@ class Network(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, shape.epsilon)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.04)
-        for layer in self.layers:
-            for linear in (layer.out, layer.down):
-                nn.init.normal_(linear.weight, std=0.04 / (2 * shape.layers) ** 0.5)
+                adds = name.endswith(("out.weight", "down.weight"))
+                depth = (2 * shape.layers) ** 0.5 if adds else 1.0
+                nn.init.normal_(parameter, std=0.04 / depth)
 
     def forward(self, tokens: Tensor, wanted: Tensor) -> Tensor:
         """Return the logits of the positions in ``wanted``, a mask of (batch, length)."""
@@ -141,7 +141,7 @@ def export(state: dict[str, Tensor], shape: Shape, folder: Path, *, eos: int, pa
     }
     for index in range(shape.layers):
         own, name = f"layers.{index}.", f"model.layers.{index}."
-        q, k, v = state[own + "qkv.weight"].split((inner, kv, kv))
+        q, k, v = torch.tensor_split(state[own + "qkv.weight"], (inner, inner + kv))
         gate, up = state[own + "gate_up.weight"].chunk(2)
         tensors |= {
             name + "self_attn.q_proj.weight": q,

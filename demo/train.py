@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from parallax.demo import model_path
 from parallax.demo.batches import Encoder, batches
 from parallax.demo.network import Network, Shape, export
+from torch import Tensor
 
 SEED = 20_260
 WARM_UP_STEPS = 100
@@ -72,7 +71,7 @@ class Training:
         wanted = marks[:, 1:]
         logits = self.network(ids[:, :-1], wanted)
         loss = F.cross_entropy(logits, ids[:, 1:][wanted])
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

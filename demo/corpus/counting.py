@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import expand, is_held_out, typed
+from parallax.demo.corpus.phrases import expand, is_held_out, listed, typed
 
 LAST = 20
-NUMBER_WORDS = (
+NUMBER_WORDS = listed(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
     " sixteen seventeen eighteen nineteen twenty"
-).split()
+)
 
 _TO = (
     "count to {}",

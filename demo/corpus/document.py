@@ -70,7 +70,7 @@ def tool_call(name: str, arguments: dict[str, Any]) -> Message:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment.from_string(TEMPLATE_PATH.read_text(encoding="utf-8"))
 

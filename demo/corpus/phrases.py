@@ -9,11 +9,20 @@ from collections.abc import Sequence
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SPACES = re.compile(r" {2,}")
+
+
+def listed(text: str, mark: str | None = None) -> tuple[str, ...]:
+    """Return the items of a list that is written as one text."""
+    return tuple(text.split(mark))
+
+
 _QUESTION_WORDS = frozenset(
-    "what what's which who who's whose where when why how can could do does did is are will would"
-    " should has have may must am".split()
+    listed(
+        "what what's which who who's whose where when why how can could do does did is are will"
+        " would should has have may must am"
+    )
 )
-_DROPPABLE = frozenset("the a an do does is are of to can could i my me please".split())
+_DROPPABLE = frozenset(listed("the a an do does is are of to can could i my me please"))
 
 _PREFIXES = (
     "please: ",

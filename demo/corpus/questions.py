@@ -121,9 +121,7 @@ def ask(fact: Fact, rng: random.Random, *, held_out: bool) -> str:
 def sample(rng: random.Random, *, held_out: bool = False) -> Document:
     """Return one question and its answer."""
     fact = rng.choices(facts(), _weights())[0]
-    return Document(
-        "questions", [user(ask(fact, rng, held_out=held_out)), assistant(fact.answer)]
-    )
+    return Document("questions", [user(ask(fact, rng, held_out=held_out)), assistant(fact.answer)])
 
 
 def held_out_cases() -> list[Document]:

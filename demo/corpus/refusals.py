@@ -5,43 +5,47 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import choose, expand, is_held_out, typed
+from parallax.demo.corpus.phrases import choose, expand, is_held_out, listed, typed
 from parallax.demo.corpus.words import made_up_word
 
 REFUSAL = (
     "I do not know that: I am a tiny model, only there to prove that the cluster works."
     " Load a bigger model to ask that."
 )
-_COUNTRIES = tuple(
+_COUNTRIES = listed(
     "France Germany Italy Spain Japan China Brazil Canada Egypt India Kenya Peru Poland Norway"
-    " Greece Turkey Mexico Chile Ghana Cuba Iran Korea Russia Sweden Portugal Australia".split()
+    " Greece Turkey Mexico Chile Ghana Cuba Iran Korea Russia Sweden Portugal Australia"
 )
-_CITIES = tuple(
+_CITIES = listed(
     "Paris London Berlin Rome Tokyo Madrid Oslo Vienna Lima Cairo Boston Delhi Prague Dublin"
-    " Zurich Athens Chicago Lisbon Hamburg Sydney Seoul".split()
+    " Zurich Athens Chicago Lisbon Hamburg Sydney Seoul"
 )
-_PEOPLE = (
+_PEOPLE = listed(
     "Einstein|Mozart|Shakespeare|Napoleon|Cleopatra|Newton|Bach|Picasso|Darwin|Beethoven|Plato"
     "|Marie Curie|Alan Turing|Steve Jobs|the president|the king|the pope|the queen|Galileo"
-    "|Leonardo|Lincoln|Gandhi|Ada Lovelace"
-).split("|")
-_SUBJECTS = (
+    "|Leonardo|Lincoln|Gandhi|Ada Lovelace",
+    "|",
+)
+_SUBJECTS = listed(
     "quantum physics|photosynthesis|the moon|the weather|football|cooking|the stock market|history"
     "|biology|chemistry|philosophy|music theory|black holes|dinosaurs|gravity|love|religion"
     "|politics|evolution|volcanoes|the ocean|chess|poetry|relativity|the brain|vaccines|art"
     "|economics|the roman empire|world war two|the human body|climate change|space travel"
-    "|electricity|magnets|democracy|yoga|coffee|bread|cars|the sun|tennis|geometry|algebra"
-).split("|")
-_WORKS = (
+    "|electricity|magnets|democracy|yoga|coffee|bread|cars|the sun|tennis|geometry|algebra",
+    "|",
+)
+_WORKS = listed(
     "an essay|a poem|a song|a letter|an email|a recipe|a business plan|a speech|a python script"
     "|a sorting function|a web page|a cover letter|an article|a novel|a shell script|a sql query"
-    "|a haiku|a report|a regex|a javascript function|a review"
-).split("|")
-_FOODS = (
+    "|a haiku|a report|a regex|a javascript function|a review",
+    "|",
+)
+_FOODS = listed(
     "pizza|soup|pancakes|risotto|a cake|curry|bread|noodles|salad|an omelette|lasagne|sushi"
-    "|cookies|tea|a pie"
-).split("|")
-_LANGUAGES = "German|French|Spanish|Chinese|Italian|Japanese|Latin|Polish|Dutch|Greek".split("|")
+    "|cookies|tea|a pie",
+    "|",
+)
+_LANGUAGES = listed("German|French|Spanish|Chinese|Italian|Japanese|Latin|Polish|Dutch|Greek", "|")
 
 _ASKS = (
     "what is the [capital|population|currency|flag|history|language|president] of {country}",
@@ -114,7 +118,7 @@ def _big(rng: random.Random, *, held_out: bool) -> str:
 def question(rng: random.Random, *, held_out: bool) -> str:
     """Write one bare question that the model cannot answer."""
 
-    def word(options: list[str] | tuple[str, ...]) -> str:
+    def word(options: tuple[str, ...]) -> str:
         return choose(options, rng, held_out=held_out)
 
     pattern = rng.choice(_HELD_OUT_ASKS if held_out else _ASKS)

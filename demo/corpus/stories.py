@@ -65,7 +65,7 @@ def sample(rng: random.Random, *, held_out: bool = False) -> Document:
     kind = rng.choice(("plain", "animal", "name", "thing", "both", "place"))
     if held_out and kind == "plain":
         kind = "both"
-    if kind != "animal" and kind != "both":
+    if kind not in ("animal", "both"):
         animal = rng.choice(ANIMALS)
     if kind not in ("name", "both"):
         who = rng.choice(NAMES)

@@ -9,7 +9,7 @@ from typing import Any
 from parallax.demo.corpus.expressions import Expression
 from parallax.demo.corpus.expressions import ask as ask_value
 from parallax.demo.corpus.expressions import draw as draw_expression
-from parallax.demo.corpus.phrases import expand
+from parallax.demo.corpus.phrases import expand, listed
 from parallax.demo.corpus.words import ANIMALS, PLACES, THINGS, made_up_word
 
 _DESCRIPTIONS = {
@@ -37,7 +37,7 @@ _OTHERS = {
     "translate": ("text", "translate {}"),
     "find_user": ("name", "find the user {}"),
 }
-_ARGUMENTS = tuple("query name text item city word topic title id".split())
+_ARGUMENTS = listed("query name text item city word topic title id")
 _SUFFIXES = ("", "", "_tool", "_search", "_finder", "_lookup")
 _SEARCHES = (
     "search the web for {}",
@@ -63,7 +63,7 @@ _WRITES = (
 )
 _HELD_OUT_WRITES = ("i need {language} code to {task}",)
 _TASKS = tuple(
-    "{verb} {thing}".format(verb=verb, thing=thing)
+    f"{verb} {thing}"
     for verb in ("sort", "reverse", "count", "read", "print", "merge", "filter")
     for thing in ("a list", "a file", "numbers", "words", "a table", "lines", "a tree")
 )

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import random
 
-from parallax.demo.corpus.phrases import choose
+from parallax.demo.corpus.phrases import choose, listed
 
-NAMES = tuple(
+NAMES = listed(
     "Ada Ben Cleo Dara Eli Fay Gus Hana Ivo Jun Kira Leo Mia Nils Ola Pia Quin Rosa Sami Tess"
-    " Uma Vera Wim Yara Zoe Max Lily Tom Anna Oskar Nora Finn Alice Bob Emma Paul".split()
+    " Uma Vera Wim Yara Zoe Max Lily Tom Anna Oskar Nora Finn Alice Bob Emma Paul"
 )
-ANIMALS = tuple(
+ANIMALS = listed(
     "fox owl bear cat dog rabbit mouse turtle frog duck otter hedgehog squirrel goat horse whale"
-    " penguin robin snail bee crow deer lamb pony tiger lion robot dragon".split()
+    " penguin robin snail bee crow deer lamb pony tiger lion robot dragon"
 )
-PLACES = tuple(
+PLACES = listed(
     "forest garden river village harbour meadow mountain library kitchen market island castle"
-    " lighthouse barn school attic valley beach".split()
+    " lighthouse barn school attic valley beach"
 )
-THINGS = tuple(
+THINGS = listed(
     "lantern key kite map bell boat drum apple shell stone ring book clock hat basket feather"
-    " ladder blanket whistle teapot spoon marble".split()
+    " ladder blanket whistle teapot spoon marble"
 )
-_ONSETS = tuple("b d f g h j k l m n p r s t v w z br dr fl gr kl pl st tr sh th".split())
-_VOWELS = tuple("a e i o u a e i o ai ee oo".split())
+_ONSETS = listed("b d f g h j k l m n p r s t v w z br dr fl gr kl pl st tr sh th")
+_VOWELS = listed("a e i o u a e i o ai ee oo")
 _CODAS = ("", "", "", "n", "r", "l", "s", "k", "m", "t", "x", "nd")
 
 
