@@ -88,6 +88,15 @@ _PRIVATE_TO_US = re.compile(
 )
 
 
+def is_private(host: str) -> bool:
+    """Whether a host is an address that does not leave the local network."""
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return any(ip in net for net in _PRIVATE)
+
+
 def machine_addresses(
     addresses: Mapping[str, Sequence[InterfaceAddress]],
     states: Mapping[str, InterfaceState],
@@ -110,7 +119,7 @@ def machine_addresses(
                 continue
             bare = entry.address.split("%")[0]
             ip = ipaddress.ip_address(bare)
-            if not any(ip in net for net in _PRIVATE):
+            if not is_private(bare):
                 continue
             scoped = ip.version == 6 and ip.is_link_local
             host = f"{bare}%{interface}" if scoped else bare

@@ -189,7 +189,7 @@ async def _places(
 ) -> list[wire.Endpoint]:
     """An endpoint with its name looked up and its scope made ours."""
     with contextlib.suppress(ValueError):
-        ipaddress.ip_address(endpoint.host.split("%")[0])
+        ipaddress.ip_address(endpoint.host.partition("%")[0])
         return with_own_scopes(endpoint, psutil.net_if_addrs())
     loop = asyncio.get_running_loop()
     try:
