@@ -1,0 +1,144 @@
+"""Prometheus metrics of the scheduler, in a registry of their own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+_BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_WHOLE_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600)
+
+
+class Metrics:
+    """What the scheduler counts. Names begin with ``parallax_``; durations are seconds.
+
+    Stage figures are counters of increments: whoever holds running totals of an
+    epoch hands over the differences.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "parallax_requests",
+            "Chat requests that have ended, by outcome: stop, length, cancelled or an error's code",
+            ["outcome"],
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "parallax_prompt_tokens", "Tokens of accepted prompts", registry=registry
+        )
+        self._completion_tokens = Counter(
+            "parallax_completion_tokens", "Tokens delivered", registry=registry
+        )
+        self._first = Histogram(
+            "parallax_time_to_first_token_seconds",
+            "From the request's arrival to its first token",
+            buckets=_FIRST_S,
+            registry=registry,
+        )
+        self._between = Histogram(
+            "parallax_inter_token_latency_seconds",
+            "Between a token of an answer and the next",
+            buckets=_BETWEEN_S,
+            registry=registry,
+        )
+        self._whole = Histogram(
+            "parallax_request_duration_seconds",
+            "From a chat request's arrival to its end",
+            buckets=_WHOLE_S,
+            registry=registry,
+        )
+        self._waiting = Gauge("parallax_queue_waiting", "Requests waiting", registry=registry)
+        self._running = Gauge("parallax_requests_running", "Requests running", registry=registry)
+        self._rows = Gauge("parallax_lane_rows", "Sequences decoding in lanes", registry=registry)
+        self._lanes = Gauge("parallax_lanes", "Lanes that hold a sequence", registry=registry)
+        self._free_rows = Gauge(
+            "parallax_lane_rows_free", "Sequences that lanes could still take", registry=registry
+        )
+        self._round_trip = Gauge(
+            "parallax_ring_round_trip_seconds",
+            "How long the last beat took around its ring",
+            ["ring"],
+            registry=registry,
+        )
+        stage = ["stage", "node", "kind"]
+        self._frames = Counter(
+            "parallax_stage_frames", "Frames that a stage computed", stage, registry=registry
+        )
+        self._tokens = Counter(
+            "parallax_stage_tokens", "Tokens that passed a stage", stage, registry=registry
+        )
+        self._compute = Counter(
+            "parallax_stage_compute_seconds", "Time in a stage's layers", stage, registry=registry
+        )
+        self._hops = Counter(
+            "parallax_stage_hops",
+            "Frames that a stage sent on",
+            ["stage", "node"],
+            registry=registry,
+        )
+        self._hop = Counter(
+            "parallax_stage_hop_seconds",
+            "Time from the end of compute to the write on the wire",
+            ["stage", "node"],
+            registry=registry,
+        )
+        # What HTTP calls for each token, looked up once.
+        self.observe_between = self._between.observe
+        self.observe_first = self._first.observe
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """A chat request has been accepted."""
+        self._prompt_tokens.inc(prompt_tokens)
+
+    def ended(self, outcome: str, completion_tokens: int, duration_s: float) -> None:
+        """A chat request has ended; ``outcome`` is a finish reason, "cancelled" or a code."""
+        self._requests.labels(outcome).inc()
+        self._completion_tokens.inc(completion_tokens)
+        self._whole.observe(duration_s)
+
+    def set_queue(self, waiting: int, running: int) -> None:
+        """How many requests wait for a ring, and how many are on one."""
+        self._waiting.set(waiting)
+        self._running.set(running)
+
+    def set_lanes(self, rows: int, lanes: int, free_rows: int = 0) -> None:
+        """How full the lanes of all rings are."""
+        self._rows.set(rows)
+        self._lanes.set(lanes)
+        self._free_rows.set(free_rows)
+
+    def observe_stage(
+        self,
+        stage: int,
+        node: str,
+        kind: str,
+        *,
+        frames: int,
+        tokens: int,
+        compute_s: float,
+    ) -> None:
+        """What a stage did since the last call; ``kind`` is "decode" or "prefill"."""
+        labels = (str(stage), node, kind)
+        self._frames.labels(*labels).inc(frames)
+        self._tokens.labels(*labels).inc(tokens)
+        self._compute.labels(*labels).inc(compute_s)
+
+    def observe_hops(self, stage: int, node: str, *, hops: int, hop_s: float) -> None:
+        """What a stage sent on since the last call."""
+        self._hops.labels(str(stage), node).inc(hops)
+        self._hop.labels(str(stage), node).inc(hop_s)
+
+    def observe_round_trip(self, ring: str, seconds: float) -> None:
+        """How long the last beat took around this ring."""
+        self._round_trip.labels(ring).set(seconds)
+
+    def forget_ring(self, ring: str) -> None:
+        """This ring is no more: its round trip is not shown any longer."""
+        self._round_trip.remove_by_labels({"ring": ring})
+
+    def page(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,194 @@
+"""A model's tokenizer: chats to token ids, token ids to text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallax.fabric.errors import InvalidRequest, ModelBroken
+from parallax.scheduler.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizers
+
+if TYPE_CHECKING:
+    from parallax.scheduler.generation import ServedModel
+
+Message = Mapping[str, Any]
+
+_INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
+_KEPT_MODELS = 2  # while the model is switched, both are asked for
+
+
+class ChatTokenizer:
+    """Tokenizer, chat template and end-of-turn ids of one model folder.
+
+    Raises:
+        ModelBroken: there is no tokenizer, or it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tokenizer = _load(folder)
+        self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
+        self.vocabulary = _vocabulary(folder) or len(self._tokenizer)
+        self._detokenizers = self._plan_detokenizers()
+
+    def detokenizer(self) -> Detokenizer:
+        """A detokeniser for one answer."""
+        return self._detokenizers()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of all these tokens, special ones left out."""
+        text = self._tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of this text; special tokens written in it count as such."""
+        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The chat as the model was trained to read it, ready for the assistant's turn.
+
+        Raises:
+            InvalidRequest: the template refuses these messages.
+            ModelBroken: the model has no chat template, or a broken one.
+        """
+        import jinja2
+
+        if not self._tokenizer.chat_template:
+            raise ModelBroken(
+                f"The model in {self.folder.name!r} has no chat template",
+                "It is a base model, or chat_template.jinja is missing",
+                "Choose a chat (instruct) model",
+                path=self.folder,
+            )
+        try:
+            # Jinja in a sandbox: immutable values, no attributes that begin with "_".
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelBroken(
+                f"The chat template of {self.folder.name!r} is broken",
+                str(error),
+                path=self.folder,
+            ) from error
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InvalidRequest(
+                "The model's chat template refuses these messages",
+                str(error),
+                "Change the order or the roles of the messages",
+                field="messages",
+            ) from error
+        return str(text)
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a chat, up to where the assistant begins to answer.
+
+        Raises:
+            InvalidRequest, ModelBroken: as :meth:`render`.
+        """
+        return self.encode(self.render(messages))
+
+    def _plan_detokenizers(self) -> Callable[[], Detokenizer]:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer in plain Python
+            return lambda: WindowDetokenizer(self.decode)
+        return detokenizers(backend)
+
+
+class Tokenizers:
+    """The tokenizers of the models in use, each loaded once and in a thread."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._loading: dict[tuple[str, Path], asyncio.Future[ChatTokenizer]] = {}
+
+    async def of(self, model: ServedModel) -> ChatTokenizer:
+        """The tokenizer of this model.
+
+        Raises:
+            ModelBroken: there is none, or it cannot be read.
+        """
+        key = (model.name, model.folder)
+        loading = self._loading.get(key)
+        if loading is None or (loading.done() and loading.exception() is not None):
+            loop = asyncio.get_running_loop()
+            loading = loop.run_in_executor(self._threads, ChatTokenizer, model.folder)
+            self._loading[key] = loading
+            while len(self._loading) > _KEPT_MODELS:
+                self._loading.pop(next(iter(self._loading)))
+        return await asyncio.shield(loading)
+
+    async def prompt(
+        self, tokenizer: ChatTokenizer, messages: Sequence[Message]
+    ) -> tuple[int, ...]:
+        """Token ids of a chat; a long one is encoded in a thread, so that the loop goes on.
+
+        Raises:
+            InvalidRequest, ModelBroken: as :meth:`ChatTokenizer.render`.
+        """
+        if _characters(messages) <= _INLINE_CHARACTERS:
+            return tokenizer.prompt(messages)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, tokenizer.prompt, messages)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(str(value)) for message in messages for value in message.values())
+
+
+def _load(folder: Path) -> Any:
+    # Here, not above: the import takes half a second, and only a served model needs it.
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        # transformers lets anything through here: OSError, ValueError, KeyError, tokenizers' own.
+        raise ModelBroken(
+            f"The model in {str(folder)!r} has no tokenizer that can be read",
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            "The folder must hold tokenizer.json and tokenizer_config.json",
+            path=folder,
+        ) from error
+
+
+def _end_tokens(folder: Path, of_tokenizer: int | None) -> frozenset[int]:
+    """End-of-turn ids of generation_config.json, config.json and the tokenizer together."""
+    found: set[int] = set() if of_tokenizer is None else {of_tokenizer}
+    config = _json(folder / "config.json")
+    for place in (_json(folder / "generation_config.json"), config, config.get("text_config")):
+        ids = place.get("eos_token_id") if isinstance(place, dict) else None
+        found.update(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
+    return frozenset(found)
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """How many ids the model knows, which may be more than its tokenizer has."""
+    config = _json(folder / "config.json")
+    for place in (config, config.get("text_config")):
+        size = place.get("vocab_size") if isinstance(place, dict) else None
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        loaded = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelBroken(f"{path.name} cannot be read", str(error), path=path) from error
+    return loaded if isinstance(loaded, dict) else {}
