@@ -1,0 +1,109 @@
+"""A scheduler's process: its listeners, its cluster, its HTTP, its place on the network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import grpc.aio
+
+from parallax.fabric.addresses import host_port, listening_addresses
+from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.discovery import advertise
+from parallax.fabric.errors import ClusterError, PortInUse
+from parallax.fabric.events import Event, Problem, Started, Stopped
+from parallax.fabric.identity import load_identity
+from parallax.fabric.settings import SchedulerSettings, host_name
+from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler.cluster import ClusterService
+from parallax.scheduler.control import EnrolService, MembershipService
+from parallax.scheduler.http.server import make_app, serve
+from parallax.scheduler.metrics import Metrics
+from parallax.scheduler.store import Store
+
+
+async def serve_scheduler(
+    settings: SchedulerSettings,
+    *,
+    on_event: Callable[[Event], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Runs a scheduler until ``stop`` is set, or for good.
+
+    Raises:
+        ParallaxError: a port is taken, the state directory is not usable, or
+            the model of the settings cannot be used.
+    """
+    limits = settings.limits
+    async with AsyncExitStack() as closing:
+        identity = load_identity(settings.state_dir / "identity.key")
+        store = await closing.enter_async_context(await Store.open(settings.state_dir))
+        metrics = Metrics()
+        cluster = ClusterService(settings, identity.peer_id, store, metrics, on_event)
+        addresses = listening_addresses(loopback_only=settings.loopback_only)
+
+        def members(server: grpc.aio.Server) -> None:
+            rpc.add_MembershipServicer_to_server(MembershipService(cluster, limits), server)
+
+        async def cluster_listener(port: int) -> tuple[grpc.aio.Server, int]:
+            return await listen(
+                addresses, port, peer_id=identity.peer_id, limits=limits, register=members
+            )
+
+        # Next to the enrol port where that is free, so that firewalls need one rule.
+        beside = settings.grpc_port + 1 if 0 < settings.grpc_port < 65535 else 0
+        try:
+            member_server, cluster_port = await cluster_listener(beside)
+        except PortInUse:
+            member_server, cluster_port = await cluster_listener(0)
+        closing.push_async_callback(member_server.stop, 1.0)
+
+        def strangers(server: grpc.aio.Server) -> None:
+            service = EnrolService(identity.peer_id, cluster_port)
+            rpc.add_EnrolServicer_to_server(service, server)
+
+        enrol_server, enrol_port = await listen(
+            addresses,
+            settings.grpc_port,
+            peer_id=identity.peer_id,
+            limits=limits,
+            register=strangers,
+        )
+        closing.push_async_callback(enrol_server.stop, 1.0)
+
+        app = make_app(cluster, limits=limits, metrics=metrics)
+        runner, http_port = await serve(app, settings.host, settings.port)
+        closing.push_async_callback(runner.cleanup)
+        closing.push_async_callback(cluster.stop)
+
+        on_event(
+            Started(
+                peer_id=identity.peer_id,
+                http_port=http_port,
+                enrol_port=enrol_port,
+                cluster_port=cluster_port,
+                page=f"http://{host_port(shown_host(settings.host), http_port)}",
+                join_command=cluster.join_command(),
+                notice="" if settings.loopback_only else OPEN_NETWORK_NOTICE,
+            )
+        )
+        try:
+            await closing.enter_async_context(
+                advertise(
+                    peer_id=identity.peer_id,
+                    name=host_name(),
+                    enrol_port=enrol_port,
+                    loopback_only=settings.loopback_only,
+                )
+            )
+        except ClusterError as error:  # nodes can still join with -s host:port
+            on_event(Problem(error))
+        await cluster.start()
+        await (stop or asyncio.Event()).wait()
+    on_event(Stopped())
+
+
+def shown_host(host: str) -> str:
+    """An address to open in a browser on this machine, for where HTTP listens."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

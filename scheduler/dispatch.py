@@ -1,0 +1,272 @@
+"""Requests between the queue and the rings: the shell around router and lifecycle."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+
+from parallax.fabric.errors import NoRing, ParallaxError, RingLost
+from parallax.fabric.limits import Limits
+from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.generation import Finish, Generation, Token
+from parallax.scheduler.heads import HeadLink
+from parallax.scheduler.lifecycle import Phase, Request
+from parallax.scheduler.router import Router
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+
+
+class _Answer:
+    """What has arrived for one request and its client has not taken yet."""
+
+    __slots__ = ("events", "news")
+
+    def __init__(self) -> None:
+        self.events: deque[Token | Finish | ParallaxError] = deque()  # max_tokens at most
+        self.news = asyncio.Event()
+
+    def put(self, event: Token | Finish | ParallaxError) -> None:
+        self.events.append(event)
+        self.news.set()
+
+
+class Dispatcher:
+    """Queues requests, sends them to rings, and sends them again when a ring breaks.
+
+    Args:
+        limits: queue and time-outs.
+        lost: told when a head's stream broke; the epoch is then over.
+    """
+
+    def __init__(self, limits: Limits, lost: Callable[[int, ParallaxError], None]) -> None:
+        self._limits = limits
+        self._lost = lost
+        self._router = Router(limits)
+        self._requests: dict[int, Request] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._links: dict[int, HeadLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._ids = itertools.count(1)
+        self._clock: asyncio.Task[None] | None = None
+        self.loads: dict[int, wire.HeadLoad] = {}
+        self._paused = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def start(self) -> None:
+        """Begins to watch deadlines."""
+        self._clock = asyncio.create_task(self._tick())
+
+    async def stop(self) -> None:
+        """Ends every request with a retryable error, and every stream."""
+        if self._clock is not None:
+            self._clock.cancel()
+            await asyncio.gather(self._clock, return_exceptions=True)
+        for request in list(self._requests.values()):
+            self._fail(request, _stopping())
+        for epoch in list(self._links):
+            self.ring_down(epoch)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def drained(self, timeout_s: float) -> None:
+        """Returns when no request runs on a ring, or after ``timeout_s``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.running:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+
+    # ------------------------------------------------------------------- rings
+
+    def ring_up(self, epoch: int, node_id: str, endpoints: list[wire.Endpoint], slots: int) -> None:
+        """A ring serves: requests may go there."""
+        self._links[epoch] = HeadLink(epoch, node_id, endpoints, self, self._limits)
+        self._router.ring_up(epoch, slots)
+        self._dispatch()
+
+    def ring_down(self, epoch: int) -> None:
+        """An epoch is over: its requests go back to the front of the queue."""
+        link = self._links.pop(epoch, None)
+        self.loads.pop(epoch, None)
+        if link is None:
+            return
+        task = asyncio.create_task(link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        for number in self._router.ring_down(epoch):
+            request = self._requests[number]
+            if request.ring_lost(epoch):
+                self._router.requeue_front(number)
+        self._dispatch()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self._router.waiting
+
+    @property
+    def running(self) -> int:
+        """Requests on rings."""
+        return self._router.running
+
+    def pause(self) -> None:
+        """Sends nothing to rings until :meth:`resume`: the model is being changed."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Sends requests to rings again."""
+        self._paused = False
+        self._dispatch()
+
+    def fail_all(self, error: ParallaxError) -> None:
+        """Ends every request with an error."""
+        for request in list(self._requests.values()):
+            self._fail(request, error)
+
+    # ---------------------------------------------------------------- requests
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Token | Finish, None]:
+        """One request, from the queue to its one end; closing it cancels the request.
+
+        Raises:
+            NoRing, QueueFull: at once.
+            QueueTimeout, RingLost: after the wait.
+        """
+        now = time.monotonic()
+        number = next(self._ids)
+        request = Request(number, generation, deadline=now + self._limits.request_s)
+        cost = len(generation.prompt) + generation.max_tokens
+        self._router.enqueue(number, generation.client, cost, now)
+        self._requests[number] = request
+        answer = self._answers[number] = _Answer()
+        try:
+            self._dispatch()
+            while True:
+                await answer.news.wait()
+                answer.news.clear()
+                while answer.events:
+                    event = answer.events.popleft()
+                    if isinstance(event, ParallaxError):
+                        raise event
+                    yield event
+                    if isinstance(event, Finish):
+                        return
+        finally:
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        link = self._links.get(request.epoch)
+        running = request.phase is Phase.RUNNING
+        ended = request.phase is Phase.ENDED
+        cancel = request.cancel()
+        if cancel is not None and link is not None:
+            link.cancel(cancel)
+        if running:
+            self._router.finished(request.epoch, request.id)
+        elif not ended:
+            self._router.cancel(request.id)
+        self._requests.pop(request.id, None)
+        self._answers.pop(request.id, None)
+        self._quiet.set()
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        if self._paused:
+            return
+        now = time.monotonic()
+        for send in self._router.dispatch(now):
+            request = self._requests[send.id]
+            self._links[send.epoch].submit(request.start(send.epoch))
+
+    def _fail(self, request: Request, error: ParallaxError) -> None:
+        if request.phase is Phase.ENDED:
+            return
+        if request.phase is Phase.RUNNING:
+            cancel = request.cancel()
+            link = self._links.get(request.epoch)
+            if cancel is not None and link is not None:
+                link.cancel(cancel)
+            self._router.finished(request.epoch, request.id)
+        else:
+            self._router.cancel(request.id)
+        request.fail(error)
+        self._answers[request.id].put(error)
+
+    # ------------------------------------------------------------ what heads say
+
+    def head_report(self, report: wire.HeadReport) -> None:
+        """Tokens and ends of one ring step."""
+        for event in report.tokens:
+            request = self._requests.get(event.request)
+            if request is None or request.epoch != report.epoch:
+                continue
+            token = request.take(event)
+            if token is not None:
+                self._answers[request.id].put(token)
+        for end in report.ends:
+            self._ended(report.epoch, end)
+        if report.HasField("load"):
+            self.loads[report.epoch] = report.load
+            outstanding = report.load.decoding + report.load.prefilling
+            self._router.load(report.epoch, report.load.free_rows, outstanding)
+            self._dispatch()
+
+    def head_lost(self, epoch: int, error: ParallaxError) -> None:
+        """The stream to a head broke."""
+        if epoch in self._links:
+            self._lost(epoch, error)
+
+    def _ended(self, epoch: int, end: wire.EndEvent) -> None:
+        request = self._requests.get(end.request)
+        if request is None or request.epoch != epoch or request.phase is not Phase.RUNNING:
+            return
+        finish = request.end(end)
+        if finish is not None:
+            self._router.finished(epoch, request.id)
+            self._answers[request.id].put(finish)
+        else:
+            self._router.requeue_front(request.id, refused=True)
+
+    # ------------------------------------------------------------------- clock
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for number in self._router.expired(now):
+                request = self._requests.get(number)
+                if request is not None:
+                    self._fail(request, self._expired(request))
+            for request in list(self._requests.values()):
+                if now > request.deadline:
+                    self._fail(request, self._expired(request))
+            self._dispatch()
+
+    def _expired(self, request: Request) -> ParallaxError:
+        again = {"retry_after_s": self._limits.retry_after_s}
+        if request.attempt:
+            return RingLost(
+                "The nodes that worked on this answer are gone",
+                "no other ring could go on with it in time",
+                "Send the request again",
+                **again,
+            )
+        if not self._links:
+            return NoRing(
+                "No ring serves this model",
+                "nodes are missing or still loading",
+                "See 'parallax status', and join more nodes",
+                **again,
+            )
+        return self._router.timeout()
+
+
+def _stopping() -> ParallaxError:
+    return RingLost("The scheduler is stopping", fix="Send the request again")

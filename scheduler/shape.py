@@ -1,0 +1,52 @@
+"""How a ring is run: lanes, rows, the prefill grid, windows and the cache budget. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallax.fabric.limits import Limits
+from parallax.proto import wire_pb2 as wire
+
+ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
+SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
+
+
+def shape_of(
+    reports: Sequence[wire.StageReady],
+    budgets_bytes: Sequence[int],
+    context_tokens: int,
+    *,
+    accelerated: bool,
+    limits: Limits,
+) -> wire.RingShape:
+    """The shape of a ring whose stages sent ``reports`` and may hold ``budgets_bytes``.
+
+    Lanes: one decode batch for each stage, so that none idles; where caches
+    cannot be batched, lanes of one, as many as the window allows.
+    """
+    stages = len(reports)
+    batches = all(report.batches for report in reports)
+    lanes = stages if batches else max(stages, limits.window_frames)
+    spare = [b - r.weight_bytes for b, r in zip(budgets_bytes, reports, strict=True)]
+    cache_bytes = max(1, min(spare))
+    return wire.RingShape(
+        lanes=lanes,
+        lane_rows=limits.lane_rows if batches else 1,
+        chunk_tokens=ACCELERATED_CHUNK_TOKENS if accelerated else limits.chunk_tokens,
+        window_frames=max(limits.window_frames, lanes + stages + SLACK_FRAMES),
+        window_bytes=limits.window_bytes,
+        cache_bytes=cache_bytes,
+        context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes)),
+        orphan_s=limits.orphan_s,
+    )
+
+
+def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int) -> int:
+    """The longest lone sequence whose caches, and one copy, stay within ``cache_bytes``."""
+    most = 1 << 31
+    for report in reports:
+        cost = report.cache
+        fixed = cost.fixed_bytes + cost.window_bytes_per_token * cost.window_tokens
+        if cost.bytes_per_token:
+            most = min(most, max(1, (cache_bytes // 2 - fixed) // cost.bytes_per_token))
+    return most

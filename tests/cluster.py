@@ -1,0 +1,247 @@
+"""A whole cluster of real processes on loopback, for tests and benchmarks.
+
+``with boot(model, nodes=2) as cluster:`` starts ``parallax run`` and so many
+``parallax join``, all on free ports with state directories of their own, waits
+until the model answers, and ends every process it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+READY_S = 120.0
+
+
+class Process:
+    """One child process and what it has printed."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "parallax.cli.main", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, timeout_s: float = READY_S) -> re.Match[str]:
+        """The first line that matches; fails when the process ends before it."""
+        deadline = time.monotonic() + timeout_s
+        seen = 0
+        with self._changed:
+            while True:
+                for line in self.lines[seen:]:
+                    found = re.search(pattern, line)
+                    if found:
+                        return found
+                seen = len(self.lines)
+                if not self._reader.is_alive():
+                    raise AssertionError(f"it ended without {pattern!r}:\n{self.output}")
+                self._changed.wait(max(0.0, min(1.0, deadline - time.monotonic())))
+                if time.monotonic() >= deadline:
+                    raise AssertionError(f"no {pattern!r} in {timeout_s} s:\n{self.output}")
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """Asks it to end, insists after ``timeout_s``, and returns its exit status."""
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+        try:
+            self.child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        self._reader.join(5)
+        if self.child.stdout is not None:
+            self.child.stdout.close()
+        return self.child.returncode
+
+    def kill(self) -> None:
+        """Ends it at once, as a pulled plug does."""
+        self.child.kill()
+        self.child.wait()
+
+    def _read(self) -> None:
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+
+@dataclass
+class Cluster:
+    """Processes and addresses of a running cluster."""
+
+    folder: Path
+    environment: dict[str, str]
+    scheduler: Process
+    http_port: int
+    enrol_port: int
+    nodes: list[Process] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def join(self, name: str, *flags: str) -> Process:
+        """Starts one more node."""
+        node = Process(
+            [
+                "join",
+                "-s",
+                f"127.0.0.1:{self.enrol_port}",
+                "--state-dir",
+                str(self.folder / name),
+                "--name",
+                name,
+                *flags,
+            ],
+            self.environment,
+        )
+        self.nodes.append(node)
+        return node
+
+    def get(self, path: str, timeout_s: float = 10.0) -> Any:
+        """A JSON answer."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: object, timeout_s: float = 300.0) -> Any:
+        """A JSON answer to a JSON body."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return json.load(answer)
+
+    def chat(self, prompt: str, **fields: Any) -> Any:
+        """One chat completion, not streamed."""
+        body = {"messages": [{"role": "user", "content": prompt}], **fields}
+        return self.post("/v1/chat/completions", body)
+
+    def status(self) -> dict[str, Any]:
+        """The ``data`` of the cluster's status."""
+        data: dict[str, Any] = self.get("/cluster/status_json")["data"]
+        return data
+
+    def wait(
+        self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = READY_S
+    ) -> dict[str, Any]:
+        """The first status that meets a condition."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            ended = [p for p in (self.scheduler, *self.nodes) if p.child.poll() is not None]
+            if time.monotonic() > deadline:
+                logs = "\n---\n".join(p.output for p in (self.scheduler, *self.nodes))
+                raise AssertionError(f"never: {json.dumps(status, indent=1)}\n{ended}\n{logs}")
+            time.sleep(0.05)
+
+    def wait_ready(self, rings: int = 1) -> dict[str, Any]:
+        """Waits until so many rings serve."""
+        return self.wait(
+            lambda s: sum(r["status"] == "ready" for r in s["rings"]) >= rings,
+        )
+
+    def stop(self) -> None:
+        """Ends every process."""
+        for process in (*self.nodes, self.scheduler):
+            if process.child.poll() is None:
+                process.child.send_signal(signal.SIGTERM)
+        for process in (*self.nodes, self.scheduler):
+            process.stop()
+
+
+@contextmanager
+def boot(
+    model: str | Path | None,
+    nodes: int = 2,
+    *,
+    wanted: int | None = None,
+    flags: Sequence[str] = (),
+    variables: dict[str, str] | None = None,
+) -> Iterator[Cluster]:
+    """A running cluster; with a model and nodes, one whose model answers.
+
+    Args:
+        model: what ``-m`` gets; None starts without a model.
+        nodes: how many nodes to start.
+        wanted: what ``-n`` gets, if not ``nodes``.
+        flags: more flags of ``parallax run``.
+        variables: more environment variables, for every process.
+    """
+    environment = {
+        **os.environ,
+        "PARALLAX_LOOPBACK_ONLY": "true",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        **(variables or {}),
+    }
+    with tempfile.TemporaryDirectory(prefix="parallax-test-") as name:
+        folder = Path(name)
+        chosen = ["-m", str(model)] if model is not None else []
+        scheduler = Process(
+            [
+                "run",
+                *chosen,
+                "-n",
+                str(wanted or max(1, nodes)),
+                "--port",
+                "0",
+                "--grpc-port",
+                "0",
+                "--state-dir",
+                str(folder / "scheduler"),
+                *flags,
+            ],
+            environment,
+        )
+        cluster = None
+        try:
+            ports = scheduler.wait_for(r"Listening: http=(\d+) enrol=(\d+)")
+            cluster = Cluster(
+                folder, environment, scheduler, int(ports.group(1)), int(ports.group(2))
+            )
+            for number in range(nodes):
+                cluster.join(f"node{number}")
+            if model is not None and nodes:
+                cluster.wait_ready()
+            yield cluster
+        finally:
+            if cluster is not None:
+                cluster.stop()
+            else:
+                scheduler.stop()
