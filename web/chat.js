@@ -6,6 +6,7 @@ import { count, duration } from "./words.js";
 
 const DEADLINE_MS = 660_000; // a little over the scheduler's own
 const METER_MS = 250;
+const BROKEN = "The connection broke before the answer was complete.";
 
 const IDEAS = ["What is the sea made of?", "Write a haiku about rain.", "What is 17 times 23?"];
 const IDEAS_BUILTIN = ["What is Parallax?", "Count to 20.", "Tell me a story.", "What is 3 + 4?"];
@@ -158,7 +159,7 @@ async function stream(model, history, exchange, signal, meter, onText) {
   const body = { model, messages, stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", { ...posted(body), signal });
   let finish = "";
-  for await (const data of events(response.body)) {
+  for await (const data of whole(events(response.body))) {
     if (data === "[DONE]") return finish;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Failure(told(chunk) ?? "The scheduler ended the answer.");
@@ -172,7 +173,16 @@ async function stream(model, history, exchange, signal, meter, onText) {
       onText(text);
     }
   }
-  throw new Failure("The connection ended before the answer was complete.");
+  throw new Failure(BROKEN);
+}
+
+/** The same items; a network error on the way becomes a sentence. */
+async function* whole(items) {
+  try {
+    yield* items;
+  } catch (error) {
+    throw error instanceof TypeError ? new Failure(BROKEN) : error;
+  }
 }
 
 /** Times of one answer. */
