@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from aiohttp import web
+
 from parallax.fabric.errors import (
     InternalError,
     InvalidRequest,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+
 from parallax.fabric.errors import (
     InternalError,
     InvalidRequest,

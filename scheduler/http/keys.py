@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+
 from parallax.fabric.limits import Limits
 from parallax.scheduler.generation import Cluster
 from parallax.scheduler.metrics import Metrics

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from aiohttp import web
+
 from parallax.scheduler.generation import ServedModel
 from parallax.scheduler.http.chat import find_model
 from parallax.scheduler.http.keys import CLUSTER

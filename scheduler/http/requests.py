@@ -8,9 +8,10 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic_core
 from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
 from parallax.fabric.errors import BodyTooLarge, InvalidRequest, UnsupportedField
 from parallax.fabric.limits import Limits
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+
 from parallax.fabric.errors import ParallaxError, PortInUse
 from parallax.fabric.limits import Limits
 from parallax.scheduler.generation import Cluster

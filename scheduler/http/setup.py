@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from aiohttp import web
+
 from parallax.scheduler.http.keys import CLUSTER, LIMITS
 from parallax.scheduler.http.requests import InitRequest, parse, read_json
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from aiohttp import web
+
 from parallax.scheduler.http.keys import CLOSING, CLUSTER, METRICS
 from parallax.scheduler.metrics import CONTENT_TYPE
 
