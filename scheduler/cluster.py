@@ -38,11 +38,12 @@ from parallax.scheduler.membership import (
 )
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import read_facts
-from parallax.scheduler.planning import Link, plan_rings
+from parallax.scheduler.planner import LinkFacts, make_plan
 from parallax.scheduler.reconciler import (
     Instruction,
     NeedEpoch,
     Order,
+    Place,
     Reconciler,
     Ring,
     RingDown,
@@ -89,7 +90,7 @@ class ClusterService:
         self._links: dict[int, NodeLink] = {}  # by stream
         self._stream_of: dict[int, int] = {}  # id of a link -> its stream
         self._hellos: dict[str, wire.Hello] = {}
-        self._paths: dict[tuple[str, str], Link] = {}
+        self._paths: dict[tuple[str, str], LinkFacts] = {}
         self._breaks: dict[tuple[str, ...], int] = {}
         self._streams = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -241,7 +242,7 @@ class ClusterService:
             case "health":
                 self._stage_metrics.observe(report.health, self.name_of(node_id))
             case "link":
-                path = Link(report.link.round_trip_s, report.link.bandwidth_bytes_s)
+                path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
                 self._paths[node_id, report.link.node_id] = path
             case "goodbye" if member is not None:
                 self._follow(self.members.goodbye(member.stream, report.goodbye.reason, now=now))
@@ -294,7 +295,7 @@ class ClusterService:
             return
         wanted = chosen.nodes if not busy else min(chosen.nodes, len(free))
         try:
-            rings = plan_rings(
+            plan = make_plan(
                 chosen.facts,
                 free,
                 self._paths,
@@ -306,14 +307,12 @@ class ClusterService:
                 self.missing_bytes = int(error.fields.get("missing_bytes", 0))
                 self._trouble(error)
             return
-        except CutRefused as error:
-            self._trouble(error)
-            return
         chosen.began = True
         self.missing_bytes = None
         if not chosen.failed:
             self.problem = None
-        for places in rings:
+        for ring in plan.rings:
+            places = tuple(Place(s.node_id, s.first, s.end) for s in ring.stages)
             self._do(self.reconciler.want(Ring(chosen.source, places)))
 
     def _do(self, instructions: Iterable[Instruction]) -> None:

@@ -1,0 +1,74 @@
+"""mlx-lm in one process, as a worker: one JSON request per line in, one JSON answer out.
+
+    python -m benchmarks.baseline MODEL
+
+Requests: ``{"do": "decode", "prompt": [...], "tokens": n}``,
+``{"do": "batch", "prompts": [[...], ...], "tokens": n}``,
+``{"do": "first", "prompt": [...], "step": n}``. Each answer has ``seconds`` and ``tokens``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import load
+from mlx_lm.generate import batch_generate, generate_step
+
+
+def decode(model: Any, prompt: list[int], tokens: int) -> dict[str, Any]:
+    """One stream: seconds between the first token and the last."""
+    answer: list[int] = []
+    begin = 0.0
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=tokens):
+        answer.append(int(token))
+        if len(answer) == 1:
+            begin = time.perf_counter()
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": len(answer) - 1, "answer": answer}
+
+
+def batch(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+    """All prompts at once through ``batch_generate``: seconds from start to end."""
+    begin = time.perf_counter()
+    result = batch_generate(
+        model,
+        tokenizer,
+        prompts,
+        max_tokens=tokens,
+        completion_batch_size=len(prompts),
+        prefill_batch_size=len(prompts),
+    )
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": int(result.stats.generation_tokens)}
+
+
+def first(model: Any, prompt: list[int], step: int) -> dict[str, Any]:
+    """Seconds to the first token with one ``prefill_step_size``."""
+    begin = time.perf_counter()
+    for _ in generate_step(mx.array(prompt), model, max_tokens=1, prefill_step_size=step):
+        break
+    return {"seconds": time.perf_counter() - begin, "tokens": 1}
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    model, tokenizer = load(sys.argv[1])[:2]
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        match request["do"]:
+            case "decode":
+                answer = decode(model, request["prompt"], request["tokens"])
+            case "batch":
+                answer = batch(model, tokenizer, request["prompts"], request["tokens"])
+            case _:
+                answer = first(model, request["prompt"], request["step"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
