@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from parallax.demo.corpus import mixture
-from parallax.demo.corpus.document import render
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from parallax.demo.corpus import mixture
+from parallax.demo.corpus.document import render
 
 PAD = "<|endoftext|>"
 LONGEST_TOKENS = 1_024

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm
+
 from parallax.demo import model_path
 from parallax.demo.corpus import (
     copying,

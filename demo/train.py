@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from parallax.demo import model_path
 from parallax.demo.batches import Encoder, batches
 from parallax.demo.network import Network, Shape, export
-from torch import Tensor
 
 SEED = 20_260
 WARM_UP_STEPS = 100

@@ -10,10 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from parallax.demo import model_path
 from parallax.demo.corpus import mixture
 from parallax.demo.corpus.document import TEMPLATE_PATH, render
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 2_048
 SEED = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import expand
+from parallax.demo.corpus.phrases import expand, listed
 from parallax.demo.corpus.words import ANIMALS, NAMES, PLACES, THINGS, made_up_word
 
 _ASKS = (
@@ -15,9 +15,16 @@ _ASKS = (
     "please [repeat|copy] this: {}",
     "[repeat|say] {}",
     "write this [again|down]: {}",
+    "say this: {}",
 )
 _HELD_OUT_ASKS = ("please echo these words: {}", "now repeat exactly: {}")
 _REAL = tuple(word.lower() for word in NAMES) + ANIMALS + PLACES + THINGS
+
+
+_COMMON = listed(
+    "this is a test it was the red car and we all went home big small one two good day yes no to be"
+    " or not you are here with my friend in rain cold warm water table chair green blue run walk"
+)
 
 
 def _item(rng: random.Random) -> str:
@@ -26,7 +33,7 @@ def _item(rng: random.Random) -> str:
         return made_up_word(rng)
     if kind < 0.7:
         return str(rng.randrange(10 ** rng.randrange(1, 6)))
-    word = rng.choice(_REAL)
+    word = rng.choice(_REAL if kind < 0.8 else _COMMON)
     return word.capitalize() if rng.random() < 0.3 else word
 
 

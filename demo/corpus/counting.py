@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import expand, is_held_out, listed, typed
+from parallax.demo.corpus.phrases import dressed, expand, is_held_out, listed
 
 LAST = 20
 NUMBER_WORDS = listed(
@@ -80,5 +80,5 @@ def sample(rng: random.Random, *, held_out: bool = False) -> Document:
         text = pattern.format(spoken(first, rng), spoken(last, rng))
     return Document(
         "counting",
-        [user(typed(text, rng, noise=not held_out)), assistant(answer(first, last))],
+        [user(dressed(text, rng, noise=not held_out)), assistant(answer(first, last))],
     )

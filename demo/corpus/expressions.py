@@ -14,6 +14,13 @@ _SPOKEN = {
     "/": ("{} divided by {}", "{} over {}", "the quotient of {} and {}"),
     "**": ("{} to the power of {}", "{} to the power {}"),
 }
+_COMMANDS = {
+    "+": ("add {} and {}", "add {} to {}", "sum up {} and {}"),
+    "-": ("take {} minus {}", "compute {} minus {}"),
+    "*": ("multiply {} by {}", "multiply {} and {}", "multiply {} with {}"),
+    "/": ("divide {} by {}",),
+    "**": ("raise {} to the power of {}", "raise {} to the power {}"),
+}
 _ASKS = (
     "what is {}",
     "what's {}",
@@ -36,11 +43,15 @@ _HELD_OUT_ASKS = (
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One expression: as asked, as the tool gets it, and its value."""
+    """One expression: as asked, as the tool gets it, and its value.
+
+    ``command`` says that the spoken form is a whole request already.
+    """
 
     spoken: str
     code: str
     value: str
+    command: bool = False
 
 
 def _number(rng: random.Random) -> int:
@@ -75,6 +86,9 @@ def _draw(rng: random.Random) -> Expression:
     code = f"{left}{sign}{right}"
     if kind < 0.6:
         return Expression(rng.choice((code, f"{left} {sign} {right}")), code, _value(code))
+    if kind < 0.75:
+        command = rng.choice(_COMMANDS[sign]).format(left, right)
+        return Expression(command, code, _value(code), command=True)
     spoken = rng.choice(_SPOKEN[sign]).format(left, right)
     return Expression(spoken, code, _value(code))
 
@@ -89,5 +103,8 @@ def draw(rng: random.Random, *, held_out: bool) -> Expression:
 
 def ask(item: Expression, rng: random.Random, *, held_out: bool) -> str:
     """Write a bare request for the value of an expression."""
+    if item.command:
+        politely = ("[can|could] you please {}",) if held_out else ("{}", "{}", "please {}")
+        return expand(rng.choice(politely), rng).format(item.spoken)
     pattern = expand(rng.choice(_HELD_OUT_ASKS if held_out else _ASKS), rng)
     return pattern.format(item.spoken)

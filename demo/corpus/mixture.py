@@ -41,7 +41,7 @@ EARLY: tuple[tuple[float, Sampler], ...] = (
     (0.12, sums.sample),
     (0.35, copying.sample),
 )
-EARLY_SHARE = 0.2
+EARLY_SHARE = 0.1
 
 
 def _draw(table: tuple[tuple[float, Sampler], ...], rng: random.Random) -> Document:
@@ -61,7 +61,7 @@ def _chat(rng: random.Random) -> Document:
 def document(rng: random.Random, progress: float) -> Document:
     """Draw a document. ``progress`` goes from 0 to 1 over the training.
 
-    The first fifth holds short questions and copying only, then everything comes.
+    The first tenth holds short questions and copying only, then everything comes.
     """
     if progress < EARLY_SHARE:
         return _draw(EARLY, rng)

@@ -26,6 +26,14 @@ _DROPPABLE = frozenset(listed("the a an do does is are of to can could i my me p
 
 _PREFIXES = (
     "please: ",
+    "please tell me, ",
+    "i want to know, ",
+    "i wonder, ",
+    "a question: ",
+    "can you tell me: ",
+    "for my notes: ",
+    "i am new here, ",
+    "my friend asks: ",
     "hi, ",
     "hello! ",
     "quick question: ",
@@ -37,7 +45,39 @@ _PREFIXES = (
     "and ",
     "well, ",
 )
-_SUFFIXES = (" please", " thanks", " thank you", " exactly", " then", " here")
+_SUFFIXES = (
+    *(" please", " thanks", " thank you", " exactly", " then", " here", " again", " in parallax"),
+    *(" in short", " in simple words", " for me", " now", " actually", " in this cluster"),
+)
+_FILLERS = listed("actually really just exactly now then maybe please also even simply")
+_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "mac": ("machine", "computer", "box"),
+    "macs": ("machines", "computers", "boxes"),
+    "machine": ("computer", "mac"),
+    "machines": ("computers", "macs"),
+    "answer": ("reply", "response"),
+    "request": ("call", "query"),
+    "use": ("take", "employ"),
+    "show": ("display", "list"),
+    "start": ("begin", "launch"),
+    "stop": ("end", "halt"),
+    "happens": ("goes on", "occurs"),
+    "does": ("will", "can"),
+    "can": ("could", "may"),
+    "explain": ("describe", "clarify"),
+    "big": ("large", "huge"),
+    "fast": ("quick", "speedy"),
+    "which": ("what",),
+    "what": ("which",),
+    "i": ("we", "one"),
+    "my": ("our", "the"),
+    "model": ("llm", "network"),
+    "find": ("discover", "locate"),
+    "need": ("require", "want"),
+    "command": ("verb", "instruction"),
+    "a": ("the", "one"),
+    "the": ("a", "this"),
+}
 
 
 def expand(pattern: str, rng: random.Random) -> str:
@@ -81,19 +121,54 @@ def _misspell(text: str, rng: random.Random) -> str:
     return text[:i] + text[i] + text[i:]
 
 
+def _reworded(text: str, rng: random.Random) -> str:
+    """Drop, add, replace or move a word."""
+    words = text.split()
+    place = rng.randrange(len(words))
+    kind = rng.randrange(4)
+    if kind == 0 and len(words) > 3:
+        del words[place]
+    elif kind == 1:
+        words.insert(place, rng.choice(_FILLERS))
+    elif kind == 2 and len(words) > 4:
+        words.insert(rng.randrange(len(words)), words.pop(place))
+    else:
+        words = [
+            rng.choice(_SYNONYMS[word]) if word in _SYNONYMS and rng.random() < 0.5 else word
+            for word in words
+        ]
+    return " ".join(words)
+
+
+def _keywords(text: str, rng: random.Random) -> str:
+    """Keep the words that matter, as in a search box, sometimes in another order."""
+    kept = [word for word in text.split() if word.lower() not in _DROPPABLE]
+    if rng.random() < 0.3:
+        rng.shuffle(kept)
+    return " ".join(kept) if len(kept) >= 2 else text
+
+
+def dressed(text: str, rng: random.Random, *, noise: bool = True) -> str:
+    """Write a bare request with a polite prefix at times, and nothing else changed."""
+    if noise and rng.random() < 0.12:
+        text = rng.choice(_PREFIXES) + text
+    return sentence(text, rng)
+
+
 def typed(text: str, rng: random.Random, *, noise: bool = True) -> str:
     """Write a bare phrasing as somebody would type it.
 
-    With ``noise`` it may also lose small words, gain a polite prefix or suffix, or hold a
-    misspelling; held-out phrasings are written without.
+    With ``noise`` it may also be reworded, cut to its keywords, dressed with a polite prefix or
+    suffix, or misspelt; held-out phrasings are written without.
     """
     if noise:
         if rng.random() < 0.12:
-            kept = [word for word in text.split() if word.lower() not in _DROPPABLE]
-            text = " ".join(kept) if len(kept) >= 2 else text
-        if rng.random() < 0.12:
+            text = _keywords(text, rng)
+        while rng.random() < 0.3:
+            text = _reworded(text, rng)
+        if rng.random() < 0.14:
             text = rng.choice(_PREFIXES) + text
-        if rng.random() < 0.08 and text[-1:] not in "?.!":
+        if rng.random() < 0.1 and text[-1:] not in "?.!":
             text += rng.choice(_SUFFIXES)
         if rng.random() < 0.06:
             text = _misspell(text, rng)

@@ -6,7 +6,7 @@ import random
 
 from parallax.demo.corpus.document import Document, assistant, user
 from parallax.demo.corpus.phrases import choose, expand, is_held_out, listed, typed
-from parallax.demo.corpus.words import made_up_word
+from parallax.demo.corpus.words import CITIES, made_up_word
 
 REFUSAL = (
     "I do not know that: I am a tiny model, only there to prove that the cluster works."
@@ -15,10 +15,6 @@ REFUSAL = (
 _COUNTRIES = listed(
     "France Germany Italy Spain Japan China Brazil Canada Egypt India Kenya Peru Poland Norway"
     " Greece Turkey Mexico Chile Ghana Cuba Iran Korea Russia Sweden Portugal Australia"
-)
-_CITIES = listed(
-    "Paris London Berlin Rome Tokyo Madrid Oslo Vienna Lima Cairo Boston Delhi Prague Dublin"
-    " Zurich Athens Chicago Lisbon Hamburg Sydney Seoul"
 )
 _PEOPLE = listed(
     "Einstein|Mozart|Shakespeare|Napoleon|Cleopatra|Newton|Bach|Picasso|Darwin|Beethoven|Plato"
@@ -77,6 +73,24 @@ _ASKS = (
     "who [invented|discovered] [the telephone|electricity|the wheel|america|penicillin|paper]",
     "what is the price of [gold|bitcoin|oil|apple stock|a house]",
     "what is {word}",
+    "what is [an|a] [apple|tree|car|house|star|guitar|bicycle|virus|molecule|galaxy]",
+    "who is {person} and why is [he|she] famous",
+    "{subject}",
+    "{person}",
+    "{city}",
+    "{word} {word}",
+    "{word} {word} {word}",
+    "the [quick|old|red] [fox|dog|man] [jumps over|sees|eats] the [lazy dog|moon|bread]",
+    "my [dog|cat|mother|car|boss] is [sick|old|late|angry]",
+    "i [went|was|live|work] in {city}",
+    "[where|when] can i buy [a|an] [car|phone|house|ticket|umbrella]",
+    "how do i [lose weight|learn {language}|fall asleep|get rich|fix my bike|tie a tie]",
+    "[write|make] [a|an] [python|java|html] [function|program|page]",
+    "[sing|play|draw|paint] [me|] [a song|a picture|something]",
+    "[roll a dice|flip a coin|pick a number|play a game with me|tell me a secret]",
+    "what [day|year|date] is it [today|]",
+    "where [am i|do i live]",
+    "what is my [age|favourite colour|address]",
     "[tell me about|explain|who is|where is] {word}",
     "is {country} [bigger|older|richer] than {country}",
     "where is {city}",
@@ -125,7 +139,7 @@ def question(rng: random.Random, *, held_out: bool) -> str:
     while "{" in pattern:
         pattern = (
             pattern.replace("{country}", word(_COUNTRIES), 1)
-            .replace("{city}", word(_CITIES), 1)
+            .replace("{city}", word(CITIES), 1)
             .replace("{person}", word(_PEOPLE), 1)
             .replace("{subject}", word(_SUBJECTS), 1)
             .replace("{work}", word(_WORKS), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import expand, typed
+from parallax.demo.corpus.phrases import dressed, expand, listed
 from parallax.demo.corpus.words import ANIMALS, NAMES, PLACES, THINGS, name, noun
 
 _VERBS = (
@@ -28,15 +28,18 @@ _PLAIN = (
     "story please",
     "once upon a time",
 )
+_ADJECTIVES = listed(
+    "brave little red old clever tiny happy lazy blue quiet curious kind strong shy"
+)
 _OPENINGS = (
     "Once there was {a_animal} named {name} who lived in the {place}.",
     "{name} was {a_animal} in a small {place}.",
     "In the {place} lived {a_animal}. The name of the {animal} was {name}.",
 )
 _EVENTS = (
-    "One day {name} found a {thing}.",
-    "One morning {name} lost a {thing}.",
-    "One evening {name} saw a {thing} in the {place}.",
+    "One day {name} found {a_thing}.",
+    "One morning {name} lost {a_thing}.",
+    "One evening {name} saw {a_thing} in the {place}.",
 )
 _TURNS = (
     "A friend came by and helped {name} to carry it.",
@@ -82,10 +85,20 @@ def sample(rng: random.Random, *, held_out: bool = False) -> Document:
         "place": f"the {place}",
     }[kind]
     asks = _PLAIN if kind == "plain" else _HELD_OUT_VERBS if held_out else _VERBS
+    described = _with_article(animal)
+    if kind in ("animal", "both") and rng.random() < 0.3:
+        adjective = rng.choice(_ADJECTIVES)
+        subject = subject.replace(described, _with_article(f"{adjective} {animal}"))
+        described = _with_article(f"{adjective} {animal}")
     ask = expand(rng.choice(asks), rng).format(subject)
     parts = (rng.choice(part) for part in (_OPENINGS, _EVENTS, _TURNS, _ENDS))
     story = " ".join(parts).format(
-        name=who, animal=animal, a_animal=_with_article(animal), place=place, thing=thing
+        name=who,
+        animal=animal,
+        a_animal=described,
+        place=place,
+        thing=thing,
+        a_thing=_with_article(thing),
     )
     must = {
         "plain": (),
@@ -97,6 +110,6 @@ def sample(rng: random.Random, *, held_out: bool = False) -> Document:
     }[kind]
     return Document(
         "stories",
-        [user(typed(ask, rng, noise=not held_out and kind == "plain")), assistant(story)],
+        [user(dressed(ask, rng, noise=not held_out)), assistant(story)],
         must=must,
     )

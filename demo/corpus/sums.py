@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from parallax.demo.corpus.counting import spoken
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import expand, is_held_out, typed
+from parallax.demo.corpus.phrases import dressed, expand, is_held_out
 
 _WORDS = {"+": ("plus", "and", "+"), "-": ("minus", "-"), "*": ("times", "x", "*")}
 
@@ -29,6 +29,11 @@ _ASKS = (
     "do you know {}",
     "what do you get for {}",
 )
+_COMMANDS = {
+    "+": ("add {} and {}", "add {} to {}"),
+    "-": ("take {} minus {}",),
+    "*": ("multiply {} by {}", "multiply {} and {}"),
+}
 _HELD_OUT_ASKS = (
     "work out {} for me",
     "please tell me the result of {}",
@@ -96,6 +101,9 @@ def sample(rng: random.Random, *, held_out: bool = False) -> Document:
     """Return one sum and its value, repeated as an equation."""
     item = draw(rng, held_out=held_out)
     ask = expand(rng.choice(_HELD_OUT_ASKS if held_out else _ASKS), rng)
-    text = typed(ask.format(written(item, rng)), rng, noise=not held_out)
+    text = ask.format(written(item, rng))
+    if not held_out and rng.random() < 0.1:
+        text = rng.choice(_COMMANDS[item.sign]).format(item.left, item.right)
+    text = dressed(text, rng, noise=not held_out)
     answer = f"{item.text} = {item.result}."
     return Document("sums", [user(text), assistant(answer)], must=(f"= {item.result}.",))

@@ -10,7 +10,7 @@ from parallax.demo.corpus.expressions import Expression
 from parallax.demo.corpus.expressions import ask as ask_value
 from parallax.demo.corpus.expressions import draw as draw_expression
 from parallax.demo.corpus.phrases import expand, listed
-from parallax.demo.corpus.words import ANIMALS, PLACES, THINGS, made_up_word
+from parallax.demo.corpus.words import ANIMALS, CITIES, PLACES, THINGS, made_up_word
 
 _DESCRIPTIONS = {
     "calculator": (
@@ -30,13 +30,28 @@ _PARAMETERS = {
     "code_generator": {"request": "What the code should do", "language": "Programming language"},
 }
 _OTHERS = {
-    "get_weather": ("city", "what is the weather [like|] in {}"),
-    "get_time": ("city", "what time is it in {}"),
-    "read_file": ("path", "read the file {}"),
-    "send_message": ("text", "send the message {}"),
-    "translate": ("text", "translate {}"),
-    "find_user": ("name", "find the user {}"),
+    "get_weather": ("city|location|place", "[what is|what's|how is] the weather [like|] in {}"),
+    "get_current_weather": ("city|location", "[what is|what's] the [current|] weather in {}"),
+    "get_time": ("city|timezone", "what time is it in {}"),
+    "read_file": ("path|file", "read the file {}"),
+    "send_message": ("text|message", "send the message {}"),
+    "translate": ("text|sentence", "translate {}"),
+    "find_user": ("name|user", "find the user {}"),
 }
+_TEXTS = (
+    "Get the {} in a given place",
+    "Get the current {}",
+    "{}",
+    "Returns the {} for a value",
+    "Use this to get {}.",
+    "The {} of a city, e.g. San Francisco, CA",
+)
+_EXTRAS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+    ("limit", {"type": "integer", "description": "How many"}),
+    ("language", {"type": "string"}),
+    ("format", {"type": "string", "enum": ["short", "long"]}),
+)
 _ARGUMENTS = listed("query name text item city word topic title id")
 _SUFFIXES = ("", "", "_tool", "_search", "_finder", "_lookup")
 _SEARCHES = (
@@ -114,8 +129,15 @@ def describe(task: Task, rng: random.Random) -> dict[str, Any]:
     if name in _DESCRIPTIONS:
         words = _PARAMETERS[name] if rng.random() < 0.6 else dict.fromkeys(_PARAMETERS[name], "")
         return definition(task.tool, words, rng.choice(_DESCRIPTIONS[name]))
-    text = task.tool.replace("_", " ").capitalize()
-    return definition(task.tool, dict.fromkeys(task.arguments, ""), text)
+    words = task.tool.removeprefix("get_").replace("_", " ")
+    about = rng.choice(_TEXTS).format(words) if rng.random() < 0.4 else ""
+    found = definition(
+        task.tool, dict.fromkeys(task.arguments, about), rng.choice(_TEXTS).format(words)
+    )
+    if rng.random() < 0.3:
+        key, extra = rng.choice(_EXTRAS)
+        found["function"]["parameters"]["properties"].setdefault(key, extra)
+    return found
 
 
 def any_definition(rng: random.Random) -> dict[str, Any]:
@@ -170,10 +192,14 @@ def draw(rng: random.Random, *, held_out: bool, share_calculator: float = 0.55) 
         text = ask.format(task=task, language=language)
         return Task("code_generator", text, {"request": task, "language": language}, "Done.")
     if kind < 0.65:
-        tool, (argument, pattern) = rng.choice(tuple(_OTHERS.items()))
-        value = _words(rng)
-        if argument in ("city", "name"):
-            value = value.split()[0].capitalize()
+        tool, (arguments, pattern) = rng.choice(tuple(_OTHERS.items()))
+        argument, value = rng.choice(arguments.split("|")), _words(rng)
+        if pattern.endswith((" in {}", "user {}")):
+            value = (
+                rng.choice((*CITIES, "San Francisco", "New York"))
+                if rng.random() < 0.4
+                else made_up_word(rng).capitalize()
+            )
         return Task(tool, expand(pattern, rng).format(value), {argument: value}, _sentence(rng))
     tool = made_up_word(rng) + rng.choice(_SUFFIXES)
     value, argument = _words(rng), rng.choice(_ARGUMENTS)

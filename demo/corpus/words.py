@@ -22,6 +22,10 @@ THINGS = listed(
     "lantern key kite map bell boat drum apple shell stone ring book clock hat basket feather"
     " ladder blanket whistle teapot spoon marble"
 )
+CITIES = listed(
+    "Paris London Berlin Rome Tokyo Madrid Oslo Vienna Lima Cairo Boston Delhi Prague Dublin"
+    " Zurich Athens Chicago Lisbon Hamburg Sydney Seoul"
+)
 _ONSETS = listed("b d f g h j k l m n p r s t v w z br dr fl gr kl pl st tr sh th")
 _VOWELS = listed("a e i o u a e i o ai ee oo")
 _CODAS = ("", "", "", "n", "r", "l", "s", "k", "m", "t", "x", "nd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from parallax.demo import model_path
 from parallax.demo.evaluate import Model
 

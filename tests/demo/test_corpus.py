@@ -8,6 +8,7 @@ from collections import defaultdict
 from itertools import islice
 
 import pytest
+
 from parallax.demo.corpus import (
     copying,
     counting,

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from parallax.demo.corpus import mixture
 from parallax.demo.corpus.document import assistant, render, system, tool_call, tool_result, user
 from parallax.demo.corpus.refusals import REFUSAL

@@ -7,8 +7,9 @@ import json
 import subprocess
 import sys
 
-from parallax.demo import BUILTIN_NAME, model_path
 from safetensors import safe_open
+
+from parallax.demo import BUILTIN_NAME, model_path
 
 WEIGHTS_SHA256 = "0"
 TOKENIZER_SHA256 = "0"
