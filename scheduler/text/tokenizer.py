@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
 _KEPT_MODELS = 2  # while the model is switched, both are asked for
 
 
@@ -152,6 +153,14 @@ def _load(folder: Path) -> Any:
     # Here, not above: the import takes half a second, and only a served model needs it.
     from transformers import AutoTokenizer
 
+    if not any(next(folder.glob(name), None) for name in _VOCABULARIES):
+        # transformers would make an empty one for a known model type.
+        raise ModelBroken(
+            f"The model in {str(folder)!r} has no tokenizer",
+            f"None of {', '.join(_VOCABULARIES)} is there",
+            "Copy the whole model folder, not its weights alone",
+            path=folder,
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:

@@ -1,0 +1,128 @@
+"""Model folders: templates, ends of turn, broken files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from parallax.fabric.errors import InvalidRequest, ModelBroken
+from parallax.scheduler.generation import ServedModel
+from parallax.scheduler.text.tokenizer import ChatTokenizer, Tokenizers
+from tests.models import KINDS, make_config, make_tokenizer
+
+USER = [{"role": "user", "content": "Hi"}]
+BUILTIN = Path(str(resources.files("parallax.demo"))) / "model"
+
+
+def make(folder: Path, kind: str = "qwen3", **settings: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(make_config(kind)))
+    make_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_is_rendered_and_encoded_for_every_kind_of_model(tmp_path, kind):
+    tokenizer = ChatTokenizer(make(tmp_path, kind))
+    prompt = tokenizer.prompt(USER)
+    assert tokenizer.decode(prompt) == "user\nHi\nassistant\n"
+    assert prompt == tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.vocabulary == 260
+
+
+def test_prompts_equal_those_of_mlx_lm(tmp_path):
+    from mlx_lm.tokenizer_utils import load
+
+    tokenizer = ChatTokenizer(make(tmp_path))
+    messages = [{"role": "system", "content": "Be 你好"}, *USER]
+    expected = load(tmp_path).apply_chat_template(messages, add_generation_prompt=True)
+    assert list(tokenizer.prompt(messages)) == expected
+
+
+def test_ends_of_turn_are_those_of_all_three_files(tmp_path):
+    folder = make(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "eos_token_id": 7}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
+    tokenizer = ChatTokenizer(folder)
+    own = tokenizer.encode("<|im_end|>")
+    assert tokenizer.end_tokens == {7, 8, 9, *own}
+
+
+def test_a_template_that_refuses_names_the_messages(tmp_path):
+    template = "{{ raise_exception('Only users may speak') }}"
+    tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
+    with pytest.raises(InvalidRequest, match="Only users may speak") as caught:
+        tokenizer.prompt(USER)
+    assert caught.value.fields["field"] == "messages"
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path):
+    template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
+    with pytest.raises(InvalidRequest):
+        tokenizer.prompt(USER)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", ""])
+def test_a_broken_or_missing_template_is_the_models_fault(tmp_path, template):
+    tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
+    with pytest.raises(ModelBroken, match="template"):
+        tokenizer.prompt(USER)
+
+
+def test_a_folder_without_a_tokenizer_is_broken(tmp_path):
+    with pytest.raises(ModelBroken, match="no tokenizer"):
+        ChatTokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    with pytest.raises(ModelBroken, match="no tokenizer"):
+        ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_files_cut_short_are_told(tmp_path, name):
+    path = make(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ModelBroken):
+        ChatTokenizer(tmp_path)
+
+
+async def test_a_tokenizer_is_loaded_once_and_anew_after_a_failure(tmp_path):
+    tokenizers = Tokenizers()
+    served = ServedModel("tiny", tmp_path / "model", 4096, 0)
+    with pytest.raises(ModelBroken):
+        await tokenizers.of(served)
+    make(served.folder)
+    first = await tokenizers.of(served)
+    assert await tokenizers.of(served) is first
+    assert await tokenizers.prompt(first, USER) == first.prompt(USER)
+    long = [{"role": "user", "content": "x" * 10_000}]
+    assert await tokenizers.prompt(first, long) == first.prompt(long)
+    tokenizers.close()
+
+
+@pytest.mark.skipif(not (BUILTIN / "tokenizer.json").exists(), reason="no built-in model yet")
+def test_the_builtin_model_reads_and_writes_any_text():
+    tokenizer = ChatTokenizer(BUILTIN)
+    assert tokenizer.end_tokens
+    assert tokenizer.prompt(USER)
+    for text in ("Hello there!", "naïve 你好 🤖👩‍👩‍👧", "  a\n\n b\t"):
+        detokenizer = tokenizer.detokenizer()
+        ids = tokenizer.encode(text)
+        deltas = [*(detokenizer.add(token) for token in ids), detokenizer.end()]
+        assert "".join(deltas) == tokenizer.decode(ids) == text
+
+
+def test_importing_text_and_http_loads_no_mlx_and_no_transformers():
+    code = (
+        "import sys, parallax.scheduler.http.server; "
+        "print(sorted(m for m in sys.modules if m in ('mlx.core', 'mlx_lm', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
