@@ -74,7 +74,7 @@ def test_the_image_runs_our_command_without_root(
     assert program in project["project"]["scripts"]
     assert long_flags(command, verb)
     assert values["USER"] == "parallax"
-    assert values["EXPOSE"] == f"{HTTP_PORT} {ENROL_PORT}"
+    assert values["EXPOSE"] == f"{HTTP_PORT} {ENROL_PORT} {ENROL_PORT + 1}"
 
 
 def test_the_image_s_python_is_one_that_we_support(instructions: list[Instruction]) -> None:
