@@ -1,0 +1,61 @@
+"""``parallax join``: a node."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from parallax.cli import flags
+from parallax.cli.console import configure_logging
+from parallax.cli.serving import serve
+from parallax.fabric.discovery import parse_target
+from parallax.fabric.settings import NodeSettings, load
+from parallax.node.service import serve_node
+
+
+def command(
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            "-s",
+            metavar="TARGET",
+            help="PEER_ID, host:port or PEER_ID@host:port. [default: the network's only one]",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The most this node may hold, as 8GB, 512MB or bytes. "
+            "[default: what the system recommends]",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What this node is called. [default: the host's name]")
+    ] = None,
+    grpc_port: flags.GrpcPort = None,
+    state_dir: flags.StateDir = None,
+    log_level: flags.LogLevel = None,
+    loopback_only: flags.LoopbackOnly = None,
+    with_parent: flags.WithParent = False,
+) -> None:
+    """Starts a node, which serves its scheduler until Ctrl-C."""
+    settings = load(
+        NodeSettings,
+        {
+            "scheduler": scheduler,
+            "memory": memory,
+            "name": name,
+            "grpc_port": grpc_port,
+            "state_dir": state_dir,
+            "log_level": log_level,
+            "loopback_only": loopback_only,
+        },
+    )
+    configure_logging(settings.log_level)
+    if settings.scheduler is not None:
+        parse_target(settings.scheduler)  # a misprint is said before anything is measured
+    serve(partial(serve_node, settings), settings, with_parent=with_parent)

@@ -1,0 +1,53 @@
+"""``parallax run``: a scheduler."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from parallax.cli import flags
+from parallax.cli.console import configure_logging
+from parallax.cli.serving import serve
+from parallax.fabric.settings import SchedulerSettings, load
+from parallax.scheduler.app import serve_scheduler
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A local folder, 'builtin', or a hub id. [default: chosen on the page]",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", "-n", min=1, help="Nodes to wait for. [default: 1]"),
+    ] = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    grpc_port: flags.GrpcPort = None,
+    state_dir: flags.StateDir = None,
+    log_level: flags.LogLevel = None,
+    loopback_only: flags.LoopbackOnly = None,
+    with_parent: flags.WithParent = False,
+) -> None:
+    """Starts a scheduler and serves until Ctrl-C."""
+    settings = load(
+        SchedulerSettings,
+        {
+            "model": model,
+            "nodes": nodes,
+            "host": host,
+            "port": port,
+            "grpc_port": grpc_port,
+            "state_dir": state_dir,
+            "log_level": log_level,
+            "loopback_only": loopback_only,
+        },
+    )
+    configure_logging(settings.log_level)
+    serve(partial(serve_scheduler, settings), settings, with_parent=with_parent)
