@@ -161,6 +161,12 @@ def facts_from(
     )
 
 
+def parameter_count(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
+    """Parameters in the matrices of a model, quantised ones counted as what they stand for."""
+    bits = _bits(config)
+    return round(sum(_parameters(key, info, bits) for key, info in tensors.items()))
+
+
 def check_architecture(config: Mapping[str, Any]) -> None:
     """See that mlx-lm has a module for this model type, without importing MLX.
 
