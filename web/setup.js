@@ -5,14 +5,18 @@ import { json } from "./stream.js";
 import { bytes, count, plural } from "./words.js";
 
 const OTHER = ""; // the entry of the list that asks for a name
-const INIT_MS = 120_000; // a hub model's description is fetched before the answer
+const INIT_MS = 60_000; // the folder is looked at before the answer, and running answers end
 
 /** The part of the page that shows and changes the model. */
 export function setup() {
   let current = null; // name of the cluster's model; null before the first status
   let listed = false;
   let joinCommand = "";
+  let touched = false; // whether the number of nodes is the person's own
 
+  byId("choose-nodes").addEventListener("input", () => {
+    touched = true;
+  });
   byId("choose-model").addEventListener("change", () => {
     const other = byId("choose-model").value === OTHER;
     byId("choose-other-label").hidden = !other;
@@ -75,10 +79,14 @@ export function setup() {
       if (name !== current) {
         current = name;
         byId("choice").open = name === "";
-        if (status.init_nodes_num > 0) byId("choose-nodes").value = String(status.init_nodes_num);
+        touched = false;
         say(byId("choice-title"), name ? "Change the model" : "Choose a model");
         say(byId("choose-start"), name ? "Switch" : "Start");
         listed = false;
+      }
+      if (!touched) {
+        const nodes = Math.max(1, status.init_nodes_num, name ? 0 : status.node_list.length);
+        byId("choose-nodes").value = String(nodes);
       }
       byId("model").hidden = name === "";
       say(byId("model-name"), name);

@@ -84,6 +84,7 @@ export function cluster() {
 
 /** The cluster's state in a few words. */
 function summary(status) {
+  if (status.choosing) return { tone: "busy", text: `Fetching ${status.choosing}` };
   if (status.status === "available") return { tone: "good", text: "Ready" };
   if (!status.model_name) return { tone: "quiet", text: "No model chosen" };
   const done = loaded(status.node_list);
