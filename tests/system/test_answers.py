@@ -83,21 +83,3 @@ def test_sixteen_at_once_each_get_their_lone_answer(
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = reference.sampled(prompt, 40, sampling_of(fields))
         assert answer["choices"][0]["message"]["content"] == reference.text(expected)
-
-
-def test_a_killed_node_costs_a_pause_and_not_a_token(
-    model: object, reference: Reference, three_nodes: Cluster
-) -> None:
-    prompt = PROMPTS[1]
-    expected = reference.text(reference.sampled(prompt, 400, sampling_of(SAMPLED)))
-    before = three_nodes.status()["rings"][0]["epoch"]
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(three_nodes.chat, prompt, max_tokens=400, **SAMPLED)
-        three_nodes.wait(lambda s: any(r["load"]["decoding"] for r in s["rings"]))
-        stage = three_nodes.status()["rings"][0]["stages"][1]["name"]
-        names = [f"node{n}" for n in range(3)]
-        three_nodes.nodes[names.index(stage)].kill()
-        said = answer.result(timeout=120)
-    assert said["choices"][0]["message"]["content"] == expected
-    status = three_nodes.wait_ready()
-    assert status["rings"][0]["epoch"] > before

@@ -1,0 +1,133 @@
+"""Nodes come and go, models change, processes end: what clients see of it."""
+
+from __future__ import annotations
+
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+from tests.cluster import Cluster, boot
+from tests.models import make_model
+from tests.reference import Reference
+from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
+
+
+def kill_stage(cluster: Cluster, stage: int) -> None:
+    """Pulls the plug of the node that has this stage of the first ring."""
+    name = cluster.status()["rings"][0]["stages"][stage]["name"]
+    cluster.nodes[int(name.removeprefix("node"))].kill()
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_killed_node_costs_a_pause_and_not_a_token(
+    stage: int, model: Path, reference: Reference
+) -> None:
+    tokens = 300
+    expected = reference.sampled(PROMPTS[1], tokens, sampling_of(SAMPLED))
+    with boot(model, nodes=2) as cluster, ThreadPoolExecutor(1) as pool:
+        before = cluster.status()["rings"][0]["epoch"]
+        answer = pool.submit(cluster.chat, PROMPTS[1], max_tokens=tokens, **SAMPLED)
+        cluster.wait(lambda s: any(r["load"]["decoding"] for r in s["rings"]))
+        kill_stage(cluster, stage)
+        said = answer.result(timeout=120)
+        assert said["choices"][0]["message"]["content"] == reference.text(expected)
+        assert said["usage"]["completion_tokens"] == len(expected)
+        status = cluster.wait_ready()
+        assert status["rings"][0]["epoch"] > before
+        assert len(status["rings"][0]["stages"]) == 1
+
+
+def test_a_node_that_joins_later_makes_a_second_ring(model: Path, reference: Reference) -> None:
+    with boot(model, nodes=1) as cluster:
+        cluster.join("late")
+        status = cluster.wait_ready(rings=2)
+        assert {r["stages"][0]["name"] for r in status["rings"]} == {"node0", "late"}
+        expected = reference.text(reference.greedy(PROMPTS[1], 20))
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(
+                lambda _: cluster.chat(PROMPTS[1], max_tokens=20, temperature=0), range(8)
+            )
+            for answer in answers:
+                assert answer["choices"][0]["message"]["content"] == expected
+
+
+def test_the_model_changes_at_run_time(model: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "llama", layers=4, hidden=32)
+    expected = Reference(other)
+    with boot(model, nodes=2) as cluster:
+        body = {"model_name": str(other), "init_nodes_num": 2, "is_local_network": True}
+        answer = cluster.post("/scheduler/init", body)
+        assert answer == {"type": "scheduler_init", "data": None}
+        status = cluster.wait(lambda s: s["model_name"] == "other" and s["status"] == "available")
+        assert status["model"]["layers"] == 4
+        said = cluster.chat("Hi", model="other", temperature=0, max_tokens=16)
+        text = expected.text(expected.greedy("Hi", 16))
+        assert said["choices"][0]["message"]["content"] == text
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            cluster.chat("Hi", model=model.name)
+
+
+def test_a_scheduler_started_again_serves_again(model: Path) -> None:
+    with boot(model, nodes=1) as cluster:
+        first = cluster.status()["rings"][0]["epoch"]
+        arguments = cluster.scheduler.child.args
+        assert isinstance(arguments, list)
+        assert cluster.scheduler.stop() == 0
+        again = [str(a) for a in arguments[3:]]
+        again[again.index("--grpc-port") + 1] = str(cluster.enrol_port)
+        again[again.index("--port") + 1] = str(cluster.http_port)
+        cluster.scheduler = type(cluster.scheduler)(again, cluster.environment)
+        cluster.scheduler.wait_for("Listening:")
+        status = cluster.wait_ready()
+        assert status["rings"][0]["epoch"] > first, "an epoch was used twice"
+        assert cluster.chat("Hi", max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+def test_everyone_ends_cleanly_when_asked(model: Path) -> None:
+    with boot(model, nodes=2) as cluster:
+        cluster.chat("Hi", max_tokens=3)
+        for process in (*cluster.nodes, cluster.scheduler):
+            assert process.stop() == 0, process.output
+            assert "Traceback" not in process.output, process.output
+
+
+def test_an_answer_in_flight_is_finished_before_the_scheduler_ends(model: Path) -> None:
+    with boot(model, nodes=1) as cluster, ThreadPoolExecutor(1) as pool:
+        body = {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
+        answer = pool.submit(lambda: cluster.chat("Hi", **body))
+        cluster.wait(lambda s: s["queue"]["running"] == 1)
+        assert cluster.scheduler.stop() == 0
+        assert answer.result(30)["usage"]["completion_tokens"] == 300
+
+
+def test_a_node_of_another_version_is_told_so(model: Path) -> None:
+    with boot(model, nodes=1) as cluster:
+        address = f"127.0.0.1:{cluster.enrol_port}"
+        with grpc.insecure_channel(address) as channel:
+            reply = rpc.EnrolStub(channel).Enrol(wire.EnrolRequest(protocol=1), timeout=10)
+        hello = wire.Hello(protocol=1, mlx_version="0.0.1", mlx_lm_version="0.0.1")
+        hello.facts.node_id = "stranger"
+        hello.facts.name = "old-mac"
+        with grpc.insecure_channel(f"127.0.0.1:{reply.cluster_port}") as channel:
+            orders = rpc.MembershipStub(channel).Attend(
+                iter([wire.NodeReport(hello=hello)]), timeout=10
+            )
+            fault = next(iter(orders)).dismiss.fault
+        assert fault.kind == "VersionMismatch"
+        assert "0.0.1" in fault.why
+        assert cluster.chat("Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_an_idle_cluster_uses_next_to_nothing(two_nodes: Cluster) -> None:
+    processes = [psutil.Process(p.pid) for p in (two_nodes.scheduler, *two_nodes.nodes)]
+    begin = [sum(p.cpu_times()[:2]) for p in processes]
+    seconds = 5.0
+    psutil.cpu_percent(interval=seconds)
+    used = [sum(p.cpu_times()[:2]) - b for p, b in zip(processes, begin, strict=True)]
+    assert max(used) < 0.02 * seconds + 0.02, used  # the clock ticks in steps of 10 ms
