@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import msgpack
 
@@ -69,9 +69,9 @@ class Tensor:
     data: bytes | memoryview
 
 
-Tree: TypeAlias = Union[
-    Tensor, list["Tree"], tuple["Tree", ...], dict[str, "Tree"], None, bool, int, float, str
-]
+Tree: TypeAlias = (
+    "Tensor | list[Tree] | tuple[Tree, ...] | dict[str, Tree] | bool | int | float | str | None"
+)
 
 
 def pack(tree: Tree) -> bytes:

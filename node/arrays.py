@@ -7,24 +7,17 @@ Python's buffers do not know, go through views of 16-bit integers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
 from parallax.fabric import tensors
 from parallax.fabric.tensors import Tensor
 
-ArrayTree: TypeAlias = Union[
-    mx.array,
-    list["ArrayTree"],
-    tuple["ArrayTree", ...],
-    dict[str, "ArrayTree"],
-    None,
-    bool,
-    int,
-    float,
-    str,
-]
+ArrayTree: TypeAlias = (
+    "mx.array | list[ArrayTree] | tuple[ArrayTree, ...] | dict[str, ArrayTree]"
+    " | bool | int | float | str | None"
+)
 
 _NAMES: dict[mx.Dtype, str] = {
     mx.bool_: "bool",
@@ -102,10 +95,10 @@ def unpack(data: bytes | memoryview) -> ArrayTree:
     tree = tensors.unpack(data)
     if isinstance(tree, Tensor):
         return from_tensor(tree)
-    return _map(tree, Tensor, from_tensor)  # type: ignore[no-any-return]
+    return _map(tree, Tensor, from_tensor)
 
 
-def _map(tree: object, leaf: type, change: Callable[..., object]) -> object:
+def _map(tree: Any, leaf: type, change: Callable[..., Any]) -> Any:
     if isinstance(tree, leaf):
         return change(tree)
     if isinstance(tree, (list, tuple)):

@@ -1,0 +1,214 @@
+"""Every contact with mlx-lm that its public interface does not promise.
+
+mlx-lm is pinned; what is used here is what to look at when the pin moves.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import resource
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from parallax.fabric.errors import ModelBroken, UnknownArchitecture
+
+# mlx_lm.utils lowers the limit on open files when it is imported.
+_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+import mlx_lm.utils  # noqa: E402
+
+resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
+
+from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
+
+VERSION = importlib.metadata.version("mlx-lm")
+
+Config = dict[str, Any]
+Cache = Any  # one slot: mlx-lm's KVCache, RotatingKVCache, ArraysCache, CacheList, Batch…
+Caches = list[Cache]
+Weights = dict[str, mx.array]
+
+# What mlx-lm raises at configurations and weights that do not fit its model.
+_DEFECTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+
+
+def model_classes(config: Config) -> tuple[type[nn.Module], type[Any]]:
+    """mlx-lm's ``Model`` and ``ModelArgs`` for a configuration.
+
+    Raises:
+        UnknownArchitecture: mlx-lm has none.
+    """
+    kind = config.get("model_type")
+    try:
+        classes: tuple[type[nn.Module], type[Any]] = mlx_lm.utils._get_classes(config)
+    except (*_DEFECTS, ImportError) as error:
+        raise UnknownArchitecture(
+            f"Models of type {kind} are not supported",
+            f"mlx-lm {VERSION} has no such architecture",
+            "Use a model whose config.json names an architecture of mlx-lm",
+            model_type=kind,
+        ) from error
+    return classes
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration as mlx-lm reads it (``generation_config.json`` included).
+
+    Raises:
+        ModelBroken: it is missing, not JSON, or names no model type.
+    """
+    path = folder / "config.json"
+    try:
+        config: Config = mlx_lm.utils.load_config(folder)
+    except FileNotFoundError as error:
+        raise ModelBroken(
+            f"{folder.name} has no config.json", "", "Fetch the model again", path=path
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelBroken(
+            f"config.json of {folder.name} cannot be read", str(error), path=path
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelBroken(f"config.json of {folder.name} names no model_type", path=path)
+    return config
+
+
+def random_model(config: Config) -> nn.Module:
+    """A model of this configuration with mlx-lm's own initial weights, unevaluated."""
+    model_class, arguments_class = model_classes(config)
+    model: nn.Module = model_class(arguments_class.from_dict(config))
+    model.eval()
+    return model
+
+
+def build_model(folder: Path, weights: Weights) -> nn.Module:
+    """The folder's model made of ``weights`` (named as in its files) in place of its files.
+
+    mlx-lm's loader runs as it is (``sanitize``, quantisation of every kind, strict check of names
+    and shapes), on a folder that has the model's configuration but no weights. They come in through
+    the one hook that the loader offers, the choice of the model's class: a subclass whose
+    ``sanitize`` starts from ``weights``. Code in the model's folder is never run.
+
+    Raises:
+        UnknownArchitecture: mlx-lm has no such model.
+        ModelBroken: configuration or weights do not fit the model.
+    """
+    plain_class: list[type[nn.Module]] = []
+
+    def fed_classes(config: Config) -> tuple[type[nn.Module], type[Any]]:
+        model_class, arguments_class = model_classes(config)
+        plain_class.append(model_class)
+        return _fed(model_class, weights), arguments_class
+
+    with tempfile.TemporaryDirectory(prefix="parallax-") as bare:
+        for file in folder.glob("*.json"):
+            (Path(bare) / file.name).symlink_to(file.resolve())
+        try:
+            model: nn.Module
+            model, _ = mlx_lm.utils.load_model(
+                Path(bare), lazy=True, strict=False, get_model_classes=fed_classes
+            )
+        except _DEFECTS as error:
+            raise ModelBroken(
+                f"The files of {folder.name} do not make a model",
+                f"{type(error).__name__}: {str(error)[:500]}",
+                "Fetch the model again, or convert it with mlx_lm.convert",
+                path=folder,
+            ) from error
+    model.__class__ = plain_class[0]
+    return model
+
+
+def _fed(model_class: type[nn.Module], weights: Weights) -> type[nn.Module]:
+    clean: Callable[[nn.Module, Weights], Weights] | None = getattr(model_class, "sanitize", None)
+
+    def sanitize(self: nn.Module, _: Weights) -> Weights:
+        return clean(self, dict(weights)) if clean is not None else dict(weights)
+
+    def load_weights(self: nn.Module, items: list[tuple[str, mx.array]], strict: bool) -> nn.Module:
+        # "Not strict" only let the loader accept a folder without weights.
+        return nn.Module.load_weights(self, items, strict=True)
+
+    body = {
+        "sanitize": sanitize,
+        "load_weights": load_weights,
+        "__module__": model_class.__module__,
+    }
+    return type(model_class.__name__, (model_class,), body)
+
+
+# ------------------------------------------------------------------------------------- caches
+
+
+def new_caches(model: nn.Module) -> Caches:
+    """Empty caches for one sequence, one per slot of the model."""
+    caches: Caches = make_prompt_cache(model)
+    return caches
+
+
+def parts(cache: Cache) -> tuple[Cache, ...]:
+    """The simple caches inside one slot."""
+    inner = getattr(cache, "caches", None)
+    if inner is None:
+        return (cache,)
+    return tuple(part for c in inner for part in parts(c))
+
+
+def kind(cache: Cache) -> tuple[Any, ...]:
+    """What makes two slots interchangeable for masks and offsets."""
+    return tuple(
+        (type(p), getattr(p, "max_size", None), getattr(p, "chunk_size", None))
+        for p in parts(cache)
+    )
+
+
+def is_filled(cache: Cache) -> bool:
+    """Whether anything has been written into the slot."""
+    return any(
+        any(entry is not None for entry in p.cache) if _is_state(p) else not p.empty()
+        for p in parts(cache)
+    )
+
+
+def can_merge(cache: Cache) -> bool:
+    """Whether mlx-lm has a batch form of this slot's cache."""
+    return all(hasattr(p, "merge") for p in parts(cache))
+
+
+def window_tokens(part: Cache) -> int:
+    """The most tokens a simple cache keeps; 0: all."""
+    return int(getattr(part, "max_size", None) or getattr(part, "chunk_size", None) or 0)
+
+
+def arrays(part: Cache) -> list[mx.array]:
+    """The arrays a simple cache holds."""
+    held = part.cache if _is_state(part) else (part.keys, part.values)
+    found: list[mx.array] = []
+    for entry in held:
+        found += entry if isinstance(entry, (tuple, list)) else [entry]
+    return [array for array in found if array is not None]
+
+
+def position(caches: Caches) -> int:
+    """How far these caches are, in padded tokens; 0 if none of them knows."""
+    for cache in caches:
+        for part in parts(cache):
+            if hasattr(part, "offset"):
+                offset = part.offset
+                return offset if isinstance(offset, int) else int(part.size())
+    return 0
+
+
+def set_position(cache: Cache, tokens: int) -> None:
+    """Moves an empty cache, of which only masks and offsets are asked, to a position."""
+    for part in parts(cache):
+        if hasattr(part, "offset"):
+            part.offset = tokens
+
+
+def _is_state(part: Cache) -> bool:
+    return isinstance(getattr(part, "cache", None), list)

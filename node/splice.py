@@ -1,0 +1,85 @@
+"""Running only some layers of an mlx-lm model, whatever its architecture.
+
+The model's own forward pass does the work (embeddings, masks, loops); only what its layers do when
+called is changed: those before the range hand on what came in, and the last one of the range ends
+the pass. A layer gets a subclass of its own class, so its attributes, by which models choose masks
+and caches, stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from parallax.fabric.errors import InternalError
+from parallax.node.arrays import ArrayTree
+from parallax.node.mlx_lm_seam import Caches
+
+
+class _StageDone(Exception):  # noqa: N818  (not an error: how the last layer ends the pass)
+    """The last layer of the range has run."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+class Splice:
+    """Layers ``[first, end)`` of ``model``, until :meth:`undo`."""
+
+    def __init__(self, model: nn.Module, first: int, end: int) -> None:
+        self._model = model
+        self._carry: Any = None
+        self._stops = True
+        self._layers = list(model.layers)
+        self._classes = [type(layer) for layer in self._layers]
+        for layer in self._layers[:first]:
+            layer.__class__ = self._passing(type(layer))
+        layer = self._layers[end - 1]
+        layer.__class__ = self._ending(type(layer))
+
+    def run(self, tokens: mx.array, carry: ArrayTree, caches: Caches, *, stop: bool) -> Any:
+        """One pass over ``tokens``, shape [rows, length].
+
+        Args:
+            carry: what layer ``first - 1`` returned; unused when ``first`` is 0.
+            caches: one for every slot of the model.
+            stop: end after the last layer of the range, and return what it returned;
+                otherwise go on to the logits, which only the model's last range can.
+        """
+        self._carry = carry
+        self._stops = stop
+        try:
+            output = self._model(tokens, cache=caches)
+        except _StageDone as done:
+            return done.output
+        finally:
+            self._carry = None
+        if stop:
+            raise InternalError("A stage ran past its last layer")
+        return output
+
+    def undo(self) -> None:
+        """Gives the layers their own classes back."""
+        for layer, own in zip(self._layers, self._classes, strict=True):
+            layer.__class__ = own
+
+    def _passing(self, own: type[nn.Module]) -> type[nn.Module]:
+        def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._carry
+
+        return _subclass(own, call)
+
+    def _ending(self, own: type[nn.Module]) -> type[nn.Module]:
+        def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            output = own.__call__(layer, *args, **kwargs)
+            if self._stops:
+                raise _StageDone(output)
+            return output
+
+        return _subclass(own, call)
+
+
+def _subclass(own: type[nn.Module], call: Any) -> type[nn.Module]:
+    return type(own.__name__, (own,), {"__call__": call, "__module__": own.__module__})
