@@ -133,12 +133,12 @@ def _local(name: str, state_dir: Path) -> Path | None:
             return kept.resolve()
     try:
         path = Path(name).expanduser()
-        if path.is_dir():
+        if path.is_dir() and ((path / "config.json").exists() or not _HUB_ID.fullmatch(name)):
             return path.resolve()
-        exists = path.exists()
+        is_file = path.is_file()
     except (OSError, RuntimeError):  # a name too long for a path, or no such ~user
         return None
-    if exists:
+    if is_file:
         raise ModelNotFound(
             f"{name} is a file, not a model folder",
             fix="Give the folder that holds config.json and model*.safetensors.",

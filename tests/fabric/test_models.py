@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from parallax.fabric import models
+from parallax.fabric.errors import ModelBroken, ModelNotFound
+from parallax.fabric.models import resolve
+from tests.models import make_model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", shards=2)
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, and a hub that cannot be reached."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def in_cache(cache: Path, name: str, folder: Path) -> Path:
+    """Put a model where the hub's client keeps it."""
+    repository = cache / ("models--" + name.replace("/", "--"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    return Path(shutil.copytree(folder, repository / "snapshots" / commit))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_is_found_by_its_absolute_path(folder: Path, tmp_path: Path) -> None:
+    model = resolve(str(folder), state_dir=tmp_path / "state")
+    assert (model.name, model.location, model.path) == ("tiny", str(folder), folder)
+    assert model.config["model_type"] == "qwen3"
+
+
+def test_a_folder_is_found_by_a_relative_path_and_by_the_home_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("tiny", "./tiny", "~/tiny", "../" + tmp_path.name + "/tiny"):
+        model = resolve(name, state_dir=tmp_path / "state")
+        assert (model.name, model.location) == ("tiny", str(folder))
+
+
+def test_a_model_kept_in_the_state_directory_is_found_by_its_name(
+    made: Path, tmp_path: Path
+) -> None:
+    kept = Path(shutil.copytree(made, tmp_path / "state" / "models" / "mine-0.1B"))
+    model = resolve("mine-0.1B", state_dir=tmp_path / "state")
+    assert (model.name, model.path) == ("mine-0.1B", kept)
+
+
+def test_the_digest_is_the_same_on_another_machine_and_changes_with_config_and_headers(
+    folder: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    digest = resolve(str(folder), state_dir=state).digest
+    elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "renamed"))
+    assert resolve(str(elsewhere), state_dir=state).digest == digest
+    change_config(elsewhere, rope_theta=5.0)
+    assert resolve(str(elsewhere), state_dir=state).digest != digest
+    shutil.copy(folder / "config.json", elsewhere)
+    assert resolve(str(elsewhere), state_dir=state).digest == digest
+    other = make_model(tmp_path / "other", shards=2, intermediate_size=96)
+    shutil.copy(folder / "config.json", other)
+    assert resolve(str(other), state_dir=state).digest != digest
+
+
+def test_builtin_is_the_folder_in_the_package(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "builtin_path", lambda: folder)
+    model = resolve("builtin", state_dir=tmp_path)
+    assert (model.name, model.location, model.path) == ("builtin", "builtin", folder)
+
+
+def test_a_package_without_the_built_in_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ModelNotFound, match="not in this installation"):
+        resolve("builtin", state_dir=tmp_path)
+
+
+def test_a_hub_id_in_the_local_cache_needs_no_network(folder: Path, hub_cache: Path) -> None:
+    snapshot = in_cache(hub_cache, "someone/tiny", folder)
+    model = resolve("someone/tiny", state_dir=hub_cache / "state")
+    assert (model.name, model.location) == ("someone/tiny", "someone/tiny")
+    assert model.path.samefile(snapshot)
+
+
+def test_a_hub_id_that_is_nowhere_and_no_network_is_not_found(hub_cache: Path) -> None:
+    with pytest.raises(ModelNotFound, match="could not be fetched") as caught:
+        resolve("someone/absent", state_dir=hub_cache)
+    assert caught.value.fields == {"model": "someone/absent"}
+    assert caught.value.why
+    assert "network" in caught.value.fix
+
+
+def test_nothing_is_fetched_where_downloads_are_off(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    real = huggingface_hub.snapshot_download
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["local_files_only"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", watched)
+    with pytest.raises(ModelNotFound, match="not on this machine"):
+        resolve("someone/absent", state_dir=hub_cache, download=False)
+    assert asked == [True]
+
+
+def test_a_half_fetched_hub_model_is_completed_or_reported(folder: Path, hub_cache: Path) -> None:
+    snapshot = in_cache(hub_cache, "someone/tiny", folder)
+    (snapshot / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelBroken, match="incomplete"):
+        resolve("someone/tiny", state_dir=hub_cache, download=False)
+    with pytest.raises((ModelNotFound, ModelBroken)):
+        resolve("someone/tiny", state_dir=hub_cache)  # the hub cannot be reached
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        "nothing-here",
+        "/no/such/folder",
+        "../../no/such",
+        "a/b/c",
+        "org/..",
+        "../no-such-folder",
+        "~nobody-of-this-name/model",
+        "bad\0name",
+        "x" * 5000,
+        "org/na me",
+    ],
+)
+def test_a_name_that_means_nothing_is_not_found(name: str, tmp_path: Path, hub_cache: Path) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(name, state_dir=tmp_path)
+    assert caught.value.fix
+
+
+def test_a_name_cannot_leave_the_models_folder(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "models").mkdir(parents=True)
+    for name in ("..", "...", "../../tiny/.."):
+        with pytest.raises((ModelNotFound, ModelBroken)):
+            resolve(name, state_dir=state)
+
+
+def test_an_empty_folder_that_looks_like_a_hub_id_does_not_hide_the_hub(
+    folder: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_cache(hub_cache, "someone/tiny", folder)
+    (hub_cache / "someone" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(hub_cache)
+    assert resolve("someone/tiny", state_dir=hub_cache).location == "someone/tiny"
+
+
+def test_a_file_is_not_a_model_folder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="is a file"):
+        resolve(str(folder / "config.json"), state_dir=tmp_path)
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def cut_in_header(folder: Path) -> None:
+    path = folder / "model-00001-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def point_outside(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = "../../secret.safetensors"
+    path.write_text(json.dumps(index))
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "empty config": (lambda f: (f / "config.json").write_text(""), "not valid JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "no model_type"),
+    "deep config": (lambda f: (f / "config.json").write_text("[" * 99999), "not valid JSON"),
+    "no model type": (lambda f: change_config(f, model_type=None), "no model_type"),
+    "own code": (lambda f: change_config(f, model_file="evil.py"), "own code"),
+    "no weights": (lambda f: [p.unlink() for p in f.glob("*.safetensors")], "no weights"),
+    "a shard missing": (
+        lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+        "is incomplete.*model-00002-of-00002",
+    ),
+    "cut short": (cut_short, "model-00002-of-00002.*cut short"),
+    "cut in header": (cut_in_header, "model-00001-of-00002.*cut short"),
+    "index is text": (
+        lambda f: (f / "model.safetensors.index.json").write_text("oops"),
+        "index of tiny is unreadable",
+    ),
+    "index points outside": (point_outside, "points out of its folder"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_folder_is_refused_by_name(name: str, folder: Path, tmp_path: Path) -> None:
+    damage, message = BREAKS[name]
+    resolve(str(folder), state_dir=tmp_path)
+    damage(folder)
+    with pytest.raises(ModelBroken, match=message) as caught:
+        resolve(str(folder), state_dir=tmp_path)
+    assert caught.value.fields["path"].startswith(str(tmp_path)) or name == "no weights"
+
+
+def test_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')")
+    change_config(folder, model_file="evil.py")
+    with pytest.raises(ModelBroken):
+        resolve(str(folder), state_dir=tmp_path)
+    change_config(folder, model_file=None, auto_map={"AutoModel": "evil.Model"})
+    resolve(str(folder), state_dir=tmp_path)
+    assert not trace.exists()
