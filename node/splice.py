@@ -18,7 +18,7 @@ from parallax.node.arrays import ArrayTree
 from parallax.node.mlx_lm_seam import Caches
 
 
-class _StageDone(Exception):  # noqa: N818  (not an error: how the last layer ends the pass)
+class _StageDone(Exception):  # no error: how the last layer ends the pass
     """The last layer of the range has run."""
 
     def __init__(self, output: Any) -> None:

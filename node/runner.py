@@ -1,0 +1,172 @@
+"""One frame in, one frame out: what a stage does in a ring. On the MLX thread only."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from parallax.fabric.errors import FrameRefused
+from parallax.node import arrays
+from parallax.node.lanes import Lanes
+from parallax.node.mlx_lm_seam import Caches
+from parallax.node.sampler import TokenChooser, choose_rows
+from parallax.node.stage import Stage
+from parallax.proto import wire_pb2 as wire
+
+
+class Runner:
+    """A stage at its place in one ring of one epoch.
+
+    Args:
+        stage: its layers.
+        epoch: the ring's generation; frames of others are refused.
+        index: the stage's place in the ring, from 0.
+        count: how many stages the ring has.
+    """
+
+    def __init__(self, stage: Stage, *, epoch: int, index: int, count: int) -> None:
+        self._stage = stage
+        self._epoch = epoch
+        self._first = index == 0
+        self._last = index == count - 1
+        self._next_number = 0
+        self._lanes = Lanes(stage)
+        self._choosers: dict[int, TokenChooser] = {}
+
+    def run(self, frame: wire.Frame) -> wire.Frame:
+        """Runs a frame's commands, then its tokens, and returns the frame to pass on.
+
+        From the last stage that is the frame for the head: of a DECODE frame the sampled tokens,
+        one per row, of any other an empty acknowledgement.
+
+        Raises:
+            FrameRefused: the frame does not follow the one before, or makes no sense here.
+                The epoch is over then.
+        """
+        if frame.epoch != self._epoch or frame.number != self._next_number:
+            raise FrameRefused(
+                f"Frame {frame.number} of epoch {frame.epoch} does not follow",
+                f"this stage waits for frame {self._next_number} of epoch {self._epoch}",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
+        self._next_number += 1
+        for command in frame.commands:
+            self._command(command)
+        if frame.kind == wire.DECODE:
+            return self._decode(frame)
+        if frame.kind == wire.PREFILL:
+            return self._prefill(frame)
+        _settle([], self._lanes.changed())
+        return self._pass_on(frame)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all lanes."""
+        return self._lanes.rows
+
+    @property
+    def lanes(self) -> int:
+        """Lanes with at least one row."""
+        return self._lanes.lanes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches."""
+        return self._lanes.nbytes
+
+    def close(self) -> None:
+        """Frees every cache; no frame can run afterwards."""
+        self._lanes = Lanes(self._stage)
+        self._choosers.clear()
+        mx.clear_cache()
+
+    # ------------------------------------------------------------------ frames
+
+    def _decode(self, frame: wire.Frame) -> wire.Frame:
+        length = self._length(frame)
+        lane = self._lanes.decode(frame.lane, frame.rows, length)
+        output = self._forward(frame, length, lane.caches, head=True)
+        if not self._last:
+            _settle([output], [lane.caches, *self._lanes.changed()])
+            return self._pass_on(frame, output)
+        choosers = [self._choosers[sequence] for sequence in lane.rows]
+        sampled = choose_rows(output[:, -1], choosers)
+        _settle([sampled], [lane.caches, *self._lanes.changed()])
+        tokens: list[int] = sampled.tolist()
+        for chooser, token in zip(choosers, tokens, strict=True):
+            chooser.advance(token)
+        reply = self._pass_on(frame)
+        reply.tokens.extend(tokens)
+        return reply
+
+    def _prefill(self, frame: wire.Frame) -> wire.Frame:
+        length = self._length(frame)
+        caches = self._lanes.prefill(frame.sequence, length)
+        output = self._forward(frame, length, caches, head=False)
+        _settle([] if self._last else [output], [caches, *self._lanes.changed()])
+        return self._pass_on(frame, output)
+
+    def _forward(
+        self, frame: wire.Frame, length: int, caches: Caches, *, head: bool
+    ) -> arrays.ArrayTree:
+        tokens = mx.array(list(frame.tokens), mx.uint32).reshape(frame.rows, length)
+        carry = None if self._first else arrays.unpack(frame.carry)
+        return self._stage.forward(tokens, carry, caches, head=head)
+
+    def _length(self, frame: wire.Frame) -> int:
+        length, rest = divmod(len(frame.tokens), frame.rows or 1)
+        if not frame.rows or not length or rest:
+            raise FrameRefused(
+                f"{len(frame.tokens)} tokens do not make {frame.rows} rows",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
+        return length
+
+    def _pass_on(self, frame: wire.Frame, output: arrays.ArrayTree = None) -> wire.Frame:
+        passed = wire.Frame(
+            epoch=frame.epoch,
+            number=frame.number,
+            kind=frame.kind,
+            lane=frame.lane,
+            sequence=frame.sequence,
+            rows=frame.rows,
+        )
+        if not self._last:
+            passed.commands.extend(frame.commands)
+            passed.tokens.extend(frame.tokens)
+            if frame.kind != wire.BEAT:
+                passed.carry = arrays.pack(output)
+        return passed
+
+    # ---------------------------------------------------------------- commands
+
+    def _command(self, command: wire.Command) -> None:
+        lanes = self._lanes
+        match command.WhichOneof("command"):
+            case "admit":
+                admit = command.admit
+                lanes.admit(admit.sequence, admit.lane)
+                if self._last:
+                    self._choosers[admit.sequence] = TokenChooser(
+                        admit.sampling, admit.prompt, admit.generated
+                    )
+            case "drop":
+                lanes.drop(command.drop.sequence)
+                self._choosers.pop(command.drop.sequence, None)
+            case "trim":
+                lanes.trim(command.trim.sequence, command.trim.tokens)
+            case "fork":
+                fork = command.fork
+                lanes.fork(fork.handle, fork.sequence, fork.tokens)
+            case "retain":
+                lanes.retain(command.retain.sequence, command.retain.handle)
+            case "evict":
+                lanes.evict(command.evict.handle)
+            case None:
+                raise FrameRefused("A command of no known kind", epoch=self._epoch)
+
+
+def _settle(results: list[arrays.ArrayTree], caches: list[Caches]) -> None:
+    """Evaluates results and caches, once, so that no graph outlives its frame."""
+    mx.eval(results, [[cache.state for cache in held] for held in caches])
