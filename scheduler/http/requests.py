@@ -99,6 +99,8 @@ class Message(BaseModel):
     refusal: None = None
     audio: None = None
     function_call: None = None
+    annotations: Any = None  # what came with an earlier answer
+    parsed: Any = None
 
 
 class ChatRequest(Knobs):
@@ -220,6 +222,9 @@ async def read_json(request: web.Request, limits: Limits) -> dict[str, Any]:
             body = await request.read()
     except TimeoutError as error:
         raise InvalidRequest("The request's body did not come in time") from error
+    except web.RequestPayloadError as error:
+        why = " ".join(str(error).split())
+        raise InvalidRequest("The request's body cannot be read", why) from error
     try:
         # NaN and Infinity are no JSON, though many parsers take them.
         loaded = pydantic_core.from_json(body, allow_inf_nan=False)

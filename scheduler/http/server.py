@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from parallax.fabric.errors import ParallaxError, PortInUse
+from parallax.fabric.errors import BadSetting, PortInUse
 from parallax.fabric.limits import Limits
 from parallax.scheduler.generation import Cluster
 from parallax.scheduler.http import chat, models, page, setup, status
 from parallax.scheduler.http.errors import errors
-from parallax.scheduler.http.keys import CLOSING, CLUSTER, LIMITS, METRICS, TOKENIZERS
+from parallax.scheduler.http.keys import CHOOSING, CLOSING, CLUSTER, LIMITS, METRICS, TOKENIZERS
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.text.tokenizer import Tokenizers
 
-_log = logging.getLogger(__name__)
+_protocol_log = logging.getLogger(__name__ + ".protocol")
 
 
 def make_app(cluster: Cluster, *, limits: Limits, metrics: Metrics) -> web.Application:
@@ -28,6 +30,7 @@ def make_app(cluster: Cluster, *, limits: Limits, metrics: Metrics) -> web.Appli
     app[LIMITS] = limits
     app[METRICS] = metrics
     app[TOKENIZERS] = Tokenizers()
+    app[CHOOSING] = set()
     app[CLOSING] = asyncio.Event()
     for group in (chat, models, status, setup, page):
         app.add_routes(group.routes())
@@ -41,11 +44,17 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
 
     Raises:
         PortInUse: another program has the port.
+        BadSetting: this machine has no such address, or will not give the port.
     """
     limits = app[LIMITS]
+    _protocol_log.addFilter(_quiet)
     # A client that goes cancels its handler, which closes its generators.
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=limits.drain_s
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=_protocol_log,
+        shutdown_timeout=limits.drain_s,
     )
     await runner.setup()
     try:
@@ -59,28 +68,31 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
                 "End it, or choose another port with --port (0 takes a free one)",
                 port=port,
             ) from error
-        raise
+        raise BadSetting(
+            f"HTTP cannot listen on port {port} of {host!r}",
+            error.strerror or str(error),
+            "Choose an address of this machine with --host, and a port above 1023 with --port",
+            setting="host" if isinstance(error, socket.gaierror) else "port",
+        ) from error
     actual: int = runner.addresses[0][1]
     return runner, actual
 
 
+def _quiet(record: logging.LogRecord) -> bool:
+    """Bytes that are no HTTP are answered with 400 and are no concern of ours."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, web.RequestPayloadError))
+
+
 async def _text(app: web.Application) -> AsyncIterator[None]:
     """Load the tokenizer of a model that is served already, so that nobody waits for it."""
-    warming = asyncio.create_task(_warm(app))
+    if (served := app[CLUSTER].served()) is not None:
+        app[TOKENIZERS].warm(served)
     yield
-    warming.cancel()
-    await asyncio.gather(warming, return_exceptions=True)
+    for task in app[CHOOSING]:
+        task.cancel()
+    await asyncio.gather(*app[CHOOSING], return_exceptions=True)
     app[TOKENIZERS].close()
-
-
-async def _warm(app: web.Application) -> None:
-    served = app[CLUSTER].served()
-    if served is None:
-        return
-    try:
-        await app[TOKENIZERS].of(served)
-    except ParallaxError as error:
-        _log.warning("%s", error)
 
 
 async def _close_streams(app: web.Application) -> None:

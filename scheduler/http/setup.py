@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from aiohttp import web
 
-from parallax.scheduler.http.keys import CLUSTER, LIMITS
+from parallax.scheduler.http.keys import CHOOSING, CLUSTER, LIMITS, TOKENIZERS
 from parallax.scheduler.http.requests import InitRequest, parse, read_json
 
 
@@ -27,9 +28,16 @@ async def choose(request: web.Request) -> web.Response:
     """Make a model the cluster's, also while another is served."""
     body = await read_json(request, request.app[LIMITS])
     wanted = parse(InitRequest, body)
-    await request.app[CLUSTER].choose(
-        wanted.model_name, wanted.init_nodes_num, wanted.is_local_network
+    cluster, choosing = request.app[CLUSTER], request.app[CHOOSING]
+    task = asyncio.create_task(
+        cluster.choose(wanted.model_name, wanted.init_nodes_num, wanted.is_local_network)
     )
+    choosing.add(task)
+    task.add_done_callback(choosing.discard)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.shield(task)  # a closed browser tab must not leave a choice half made
+    if (served := cluster.served()) is not None:
+        request.app[TOKENIZERS].warm(served)
     return _json({"type": "scheduler_init", "data": None})
 
 

@@ -35,6 +35,8 @@ class ChatTokenizer:
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         self.vocabulary = _vocabulary(folder) or len(self._tokenizer)
         self._detokenizers = self._plan_detokenizers()
+        # The first call may change the tokenizer's settings; those after it, in threads, do not.
+        self.encode("a")
 
     def detokenizer(self) -> Detokenizer:
         """A detokeniser for one answer."""
@@ -117,15 +119,24 @@ class Tokenizers:
         Raises:
             ModelBroken: there is none, or it cannot be read.
         """
+        return await asyncio.shield(self._start(model))
+
+    def warm(self, model: ServedModel) -> None:
+        """Begin to load, so that the first chat need not wait; failures show there."""
+        self._start(model)
+
+    def _start(self, model: ServedModel) -> asyncio.Future[ChatTokenizer]:
         key = (model.name, model.folder)
         loading = self._loading.get(key)
         if loading is None or (loading.done() and loading.exception() is not None):
             loop = asyncio.get_running_loop()
             loading = loop.run_in_executor(self._threads, ChatTokenizer, model.folder)
+            # Asked for here, so that a failure nobody waits for is not reported as lost.
+            loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._loading[key] = loading
             while len(self._loading) > _KEPT_MODELS:
                 self._loading.pop(next(iter(self._loading)))
-        return await asyncio.shield(loading)
+        return loading
 
     async def prompt(
         self, tokenizer: ChatTokenizer, messages: Sequence[Message]

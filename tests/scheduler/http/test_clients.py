@@ -128,6 +128,39 @@ async def test_tokens_ready_together_share_a_write(folder, tokenizer):
         writer.close()
 
 
+async def test_a_choice_of_model_is_finished_even_if_the_client_leaves(says):
+    cluster, began, goes_on = says("a"), asyncio.Event(), asyncio.Event()
+    choose = cluster.choose
+
+    async def slowly(*arguments):
+        began.set()
+        await goes_on.wait()
+        await choose(*arguments)
+
+    cluster.choose = slowly
+    async with site(cluster) as here:
+        body = b'{"model_name": "builtin"}'
+        head = f"POST /scheduler/init HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(head.encode() + body)
+        await began.wait()
+        writer.close()
+        await writer.wait_closed()
+        assert (await here.chat())[0] == 200  # the server has seen the client go
+        goes_on.set()
+        await until(lambda: cluster.choices == [("builtin", 1, True)])
+
+
+async def test_a_stream_reaches_a_client_of_http_1_0(says):
+    async with site(says("Hey")) as here:
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(request_bytes(stream=True).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        body = (await reader.read()).split(b"\r\n\r\n", 1)[1]  # until the server closes
+        assert body.startswith(b"data: ")
+        assert body.endswith(b"data: [DONE]\n\n")
+        writer.close()
+
+
 async def test_a_stopping_server_ends_status_streams_at_once(says):
     app = make_app(says("a"), limits=Limits(), metrics=Metrics())
     runner, port = await serve(app, "127.0.0.1", 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import json
 import logging
 
 import pytest
 
 from parallax.fabric.errors import (
+    BadSetting,
     InternalError,
     ModelNotFound,
     NoRing,
@@ -14,6 +18,9 @@ from parallax.fabric.errors import (
     QueueTimeout,
     RingLost,
 )
+from parallax.fabric.limits import Limits
+from parallax.scheduler.http.server import make_app, serve
+from parallax.scheduler.metrics import Metrics
 from tests.scheduler.http.scripted import Scripted, site
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -277,3 +284,45 @@ async def test_a_model_that_cannot_be_chosen_is_told(says):
     ):
         assert response.status == 404
         assert (await response.json())["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 5\r\n\r\nabcde",
+    ],
+    ids=["method", "version", "header", "chunk", "gzip"],
+)
+async def test_bytes_that_are_no_http_are_answered_and_not_logged(says, caplog, head):
+    async with site(says("a")) as here:
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(head)
+        answer = await reader.read(1000)
+        writer.close()
+        assert b" 400 Bad Request\r\n" in answer
+        assert b"Traceback" not in answer
+        assert (await here.chat())[0] == 200
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_compressed_body_is_read_and_a_bomb_is_413(says):
+    async with site(says("a"), body_bytes=100_000) as here:
+        small = json.dumps({"messages": USER}).encode()
+        for body, status in ((small, 200), (b" " * 50_000_000, 413)):
+            async with here.session.post(
+                here.url + "/v1/chat/completions",
+                data=gzip.compress(body),
+                headers={"Content-Encoding": "gzip"},
+            ) as response:
+                assert response.status == status
+
+
+async def test_an_address_that_is_not_ours_is_a_bad_setting(says):
+    app = make_app(says("a"), limits=Limits(), metrics=Metrics())
+    with pytest.raises(BadSetting, match=r"192\.0\.2\.1"):
+        await serve(app, "192.0.2.1", 0)
