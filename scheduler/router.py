@@ -246,13 +246,13 @@ class Router:
         return next(iter(self._clients.values()))[0] if self._clients else None
 
     def _best_ring(self, request: _Request) -> int | None:
-        best: tuple[tuple[float, int, int], int] | None = None
+        best: tuple[tuple[float, int, float, int], int] | None = None
         fastest = max((ring.tokens_s for ring in self._rings.values()), default=1.0)
         for epoch, ring in self._rings.items():
             if ring.free < 1 or ring.paused_until_s is not None:
                 continue
             steps = ring.work_s * fastest // WORK_STEP_TOKENS
-            rank = (steps, -self._prefix_tokens(epoch, request.id), epoch)
+            rank = (steps, -self._prefix_tokens(epoch, request.id), ring.work_s, epoch)
             if best is None or rank < best[0]:
                 best = (rank, epoch)
         return best[1] if best else None
