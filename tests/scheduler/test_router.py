@@ -187,10 +187,11 @@ def test_requests_may_be_put_back_before_their_ring_is_taken_down() -> None:
 
 
 def test_a_refused_request_keeps_its_clock_and_leaves_that_ring_in_peace() -> None:
-    made = router(4, 1)
+    made = router(4)
     enqueue(made, 1, 2, 3, cost=1)
     assert made.dispatch(10.0) == [Dispatch(1, 1), Dispatch(2, 1), Dispatch(3, 1)]
     made.requeue_front(3, refused=True)
+    made.ring_up(2, 1)
     made.load(1, 2, 2)
     enqueue(made, 4, now=10.0)
     assert made.dispatch(10.0) == [Dispatch(3, 2)]
