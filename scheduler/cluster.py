@@ -22,7 +22,7 @@ from parallax.fabric.models import resolve
 from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler.catalog import catalog
+from parallax.scheduler.catalog import list_models
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.dispatch import Dispatcher
@@ -135,7 +135,7 @@ class ClusterService:
 
     def catalog(self) -> list[CatalogModel]:
         """Models that may be chosen."""
-        return catalog(self.settings.state_dir, self.chosen.folder if self.chosen else None)
+        return list_models(self.settings.state_dir, self.served())
 
     def status(self) -> dict[str, object]:
         """The ``data`` of a ``cluster_status`` message."""
