@@ -138,8 +138,7 @@ async def measure(folder: Path, streams: int, tokens: int) -> None:
         target=drink, args=(port, streams, tokens)
     )
     clients.start()
-    while clients.is_alive():
-        await asyncio.sleep(0.05)
+    await asyncio.to_thread(clients.join)
     wall_s, cpu_s = perf_counter() - faucet.began_s, process_time() - faucet.began_cpu_s
     await runner.cleanup()
     assert clients.exitcode == 0

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from parallax.fabric.errors import (
+    CapacityError,
     InternalError,
     InvalidRequest,
     NoRing,
@@ -65,7 +66,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ParallaxError as error:
-        if error.row.http >= 500:
+        if error.row.http >= 500 and not isinstance(error, CapacityError):
             _log.warning("%s %s: %s", request.method, request.path, error)
         return response(error, limits)
     except web.HTTPException as error:

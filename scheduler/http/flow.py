@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 
 from parallax.scheduler.generation import Finish, Token
+
+_log = logging.getLogger(__name__)
 
 Event = Token | Finish
 Arrival = tuple[int, Event, float]  # choice, event, when it came (perf_counter)
@@ -70,7 +73,9 @@ class Flow:
         """Close every generator and wait until each has let go."""
         for pump in self._pumps:
             pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for outcome in await asyncio.gather(*self._pumps, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                _log.error("A generator failed while it was closed", exc_info=outcome)
         for generator in self._generators:  # those whose pump had not begun
             await generator.aclose()
 

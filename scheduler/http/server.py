@@ -13,13 +13,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from parallax.fabric.errors import BadSetting, PortInUse
 from parallax.fabric.limits import Limits
-from parallax.scheduler.generation import Cluster
+from parallax.scheduler.generation import Cluster, ServedModel
 from parallax.scheduler.http import chat, models, page, setup, status
 from parallax.scheduler.http.errors import errors
-from parallax.scheduler.http.keys import CHOOSING, CLOSING, CLUSTER, LIMITS, METRICS, TOKENIZERS
+from parallax.scheduler.http.keys import CLOSING, CLUSTER, LIMITS, METRICS, TASKS, TOKENIZERS
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.text.tokenizer import Tokenizers
 
+_FOLLOW_S = 0.5
 _protocol_log = logging.getLogger(__name__ + ".protocol")
 
 
@@ -30,7 +31,7 @@ def make_app(cluster: Cluster, *, limits: Limits, metrics: Metrics) -> web.Appli
     app[LIMITS] = limits
     app[METRICS] = metrics
     app[TOKENIZERS] = Tokenizers()
-    app[CHOOSING] = set()
+    app[TASKS] = set()
     app[CLOSING] = asyncio.Event()
     for group in (chat, models, status, setup, page):
         app.add_routes(group.routes())
@@ -85,14 +86,24 @@ def _quiet(record: logging.LogRecord) -> bool:
 
 
 async def _text(app: web.Application) -> AsyncIterator[None]:
-    """Load the tokenizer of a model that is served already, so that nobody waits for it."""
-    if (served := app[CLUSTER].served()) is not None:
-        app[TOKENIZERS].warm(served)
+    """Load the tokenizer of each model that comes to be served, before anybody waits for it."""
+    tasks = app[TASKS]
+    tasks.add(asyncio.create_task(_follow(app[CLUSTER], app[TOKENIZERS])))
     yield
-    for task in app[CHOOSING]:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*app[CHOOSING], return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
     app[TOKENIZERS].close()
+
+
+async def _follow(cluster: Cluster, tokenizers: Tokenizers) -> None:
+    known: ServedModel | None = None
+    while True:
+        served = cluster.served()
+        if served is not None and served != known:
+            tokenizers.warm(served)
+        known = served
+        await asyncio.sleep(_FOLLOW_S)
 
 
 async def _close_streams(app: web.Application) -> None:

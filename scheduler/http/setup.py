@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from parallax.scheduler.http.keys import CHOOSING, CLUSTER, LIMITS, TOKENIZERS
+from parallax.scheduler.http.keys import CLUSTER, LIMITS, TASKS
 from parallax.scheduler.http.requests import InitRequest, parse, read_json
 
 
@@ -28,16 +28,14 @@ async def choose(request: web.Request) -> web.Response:
     """Make a model the cluster's, also while another is served."""
     body = await read_json(request, request.app[LIMITS])
     wanted = parse(InitRequest, body)
-    cluster, choosing = request.app[CLUSTER], request.app[CHOOSING]
+    cluster, tasks = request.app[CLUSTER], request.app[TASKS]
     task = asyncio.create_task(
         cluster.choose(wanted.model_name, wanted.init_nodes_num, wanted.is_local_network)
     )
-    choosing.add(task)
-    task.add_done_callback(choosing.discard)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.shield(task)  # a closed browser tab must not leave a choice half made
-    if (served := cluster.served()) is not None:
-        request.app[TOKENIZERS].warm(served)
     return _json({"type": "scheduler_init", "data": None})
 
 

@@ -51,7 +51,14 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of this text; special tokens written in it count as such."""
-        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        encoded = self._tokenizer(
+            text,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return tuple(encoded["input_ids"])
 
     def render(self, messages: Sequence[Message]) -> str:
         """The chat as the model was trained to read it, ready for the assistant's turn.
@@ -125,10 +132,15 @@ class Tokenizers:
         """Begin to load, so that the first chat need not wait; failures show there."""
         self._start(model)
 
+    def loaded(self, model: ServedModel) -> bool:
+        """Whether this model's tokenizer is ready."""
+        loading = self._loading.get((model.name, model.folder))
+        return loading is not None and loading.done() and loading.exception() is None
+
     def _start(self, model: ServedModel) -> asyncio.Future[ChatTokenizer]:
         key = (model.name, model.folder)
         loading = self._loading.get(key)
-        if loading is None or (loading.done() and loading.exception() is not None):
+        if loading is None or (loading.done() and not self.loaded(model)):
             loop = asyncio.get_running_loop()
             loading = loop.run_in_executor(self._threads, ChatTokenizer, model.folder)
             # Asked for here, so that a failure nobody waits for is not reported as lost.

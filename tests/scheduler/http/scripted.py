@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 
 from parallax.fabric.limits import Limits
 from parallax.scheduler.generation import (
@@ -101,6 +102,7 @@ class Site:
     port: int
     session: aiohttp.ClientSession
     metrics: Metrics
+    app: web.Application
 
     async def chat(self, content: Any = "Hi", **fields: Any) -> tuple[int, Any]:
         """Status and JSON of one chat request."""
@@ -128,6 +130,6 @@ async def site(cluster: Scripted, **limits: Any) -> AsyncIterator[Site]:
     runner, port = await serve(app, "127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession() as session:
-            yield Site(cluster, f"http://127.0.0.1:{port}", port, session, metrics)
+            yield Site(cluster, f"http://127.0.0.1:{port}", port, session, metrics, app)
     finally:
         await runner.cleanup()

@@ -10,6 +10,7 @@ from time import perf_counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from parallax.scheduler.http.keys import TOKENIZERS
 from tests.scheduler.http.scripted import Scripted, site
 
 
@@ -172,3 +173,14 @@ async def test_long_prompts_are_encoded_without_blocking_the_loop(says):
         assert len(cluster.generations[-1].prompt) > 1_000_000
         assert len(waits_s) > 10
         assert max(waits_s) < 0.5
+
+
+async def test_the_tokenizer_is_there_before_anybody_chats(says):
+    cluster = says("a", chosen=False)
+    async with site(cluster) as here:
+        tokenizers = here.app[TOKENIZERS]
+        assert (await here.chat())[0] == 503
+        cluster.chosen = True
+        async with asyncio.timeout(5):
+            while not tokenizers.loaded(cluster.served()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.scheduler.generation import ServedModel
 from parallax.scheduler.text.tokenizer import ChatTokenizer, Tokenizers
 from tests.models import KINDS, make_config, make_tokenizer
+from tests.scheduler.text.tokenizers_made import CORPUS, FAMILIES
 
 USER = [{"role": "user", "content": "Hi"}]
 BUILTIN = Path(str(resources.files("parallax.demo"))) / "model"
@@ -35,6 +36,19 @@ def test_a_chat_is_rendered_and_encoded_for_every_kind_of_model(tmp_path, kind):
     assert tokenizer.decode(prompt) == "user\nHi\nassistant\n"
     assert prompt == tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.vocabulary == 260
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_streamed_text_equals_what_transformers_decodes(tmp_path, family):
+    folder = make(tmp_path)
+    FAMILIES[family]().save(str(folder / "tokenizer.json"))
+    tokenizer = ChatTokenizer(folder)
+    for text in CORPUS[:5]:
+        ids = tokenizer.encode(text)
+        detokenizer = tokenizer.detokenizer()
+        deltas = [*(detokenizer.add(token) for token in ids), detokenizer.end()]
+        assert "".join(deltas) == tokenizer.decode(ids)
+        assert ids
 
 
 def test_prompts_equal_those_of_mlx_lm(tmp_path):
