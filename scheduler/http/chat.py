@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-import time
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 from aiohttp import web
 
-from parallax.fabric.errors import (
-    InternalError,
-    InvalidRequest,
-    NoRing,
-    ParallaxError,
-    PromptTooLong,
-    RingLost,
-    UnknownModel,
-)
-from parallax.scheduler.generation import Generation, Sampling, ServedModel
+from parallax.fabric.errors import InternalError, ParallaxError, RingLost
 from parallax.scheduler.http import errors, sse
-from parallax.scheduler.http.choices import Choices
+from parallax.scheduler.http.acceptance import Chat, accept
 from parallax.scheduler.http.flow import Arrival, Flow
-from parallax.scheduler.http.keys import CLUSTER, LIMITS, METRICS, TOKENIZERS
-from parallax.scheduler.http.messages import for_template
-from parallax.scheduler.http.requests import ChatRequest, parse_chat, read_json
-from parallax.scheduler.text.answer import AnswerText
-from parallax.scheduler.text.tokenizer import ChatTokenizer
+from parallax.scheduler.http.keys import LIMITS, METRICS
 
 KEEP_ALIVE_S = 10.0
-_FLOW_EVENTS = 1024  # ready for one client; beyond that the cluster's own bound holds
 _Batch = list[Arrival]
 
 
@@ -47,10 +27,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """Answer a chat, as one object or as a stream of chunks."""
     metrics, limits = request.app[METRICS], request.app[LIMITS]
     began_s = perf_counter()
-    chat: _Chat | None = None
+    chat: Chat | None = None
     outcome = "cancelled"
     try:
-        chat = await _accept(request, began_s)
+        chat = await accept(request, began_s)
         metrics.accepted(len(chat.generation.prompt))
         # The cluster ends a request at its deadline; this also ends a client that never reads.
         async with asyncio.timeout(limits.request_s + limits.call_s):
@@ -75,143 +55,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         metrics.ended(outcome, tokens, perf_counter() - began_s)
 
 
-@dataclass(slots=True)
-class _Chat:
-    """An accepted request."""
-
-    model: ServedModel
-    generation: Generation
-    choices: Choices
-    streams: bool
-    shows_usage: bool
-    started: bool = False  # a stream's headers are out
-    failed: str | None = None  # code of an error that was sent inside the stream
-
-    @property
-    def outcome(self) -> str:
-        return self.failed or self.choices.outcome
-
-    def flow(self, request: web.Request) -> Flow:
-        """The cluster's answers, one for each choice, from seeds that follow each other."""
-        cluster, first = request.app[CLUSTER], self.generation
-        generations = [first]
-        for i in range(1, len(self.choices.answers)):
-            seed = (first.sampling.seed + i) % (1 << 64)
-            generations.append(replace(first, sampling=replace(first.sampling, seed=seed)))
-        return Flow([cluster.generate(generation) for generation in generations], _FLOW_EVENTS)
-
-    def head(self, kind: str) -> dict[str, Any]:
-        """What every object of this answer begins with."""
-        return {
-            "id": str(uuid.uuid4()),
-            "object": kind,
-            "created": int(time.time()),
-            "model": self.model.name,
-            "seed": self.generation.sampling.seed,
-        }
-
-
-async def _accept(request: web.Request, began_s: float) -> _Chat:
-    """Everything that can be refused is refused here, before anything is queued."""
-    chat = parse_chat(await read_json(request, request.app[LIMITS]))
-    messages = for_template(chat.messages)
-    model = find_model(request, chat.model)
-    tokenizers = request.app[TOKENIZERS]
-    tokenizer = await tokenizers.of(model)
-    sampling = _sampling(chat, tokenizer)
-    prompt = await tokenizers.prompt(tokenizer, messages)
-    generation = Generation(
-        model=model.name,
-        prompt=prompt,
-        sampling=sampling,
-        max_tokens=_max_tokens(chat, model, len(prompt)),
-        end_tokens=_end_tokens(chat, tokenizer),
-        client=request.remote or "",
-    )
-    answers = [AnswerText(tokenizer.detokenizer(), chat.stops) for _ in range(chat.n or 1)]
-    choices = Choices(
-        answers, prompt_tokens=len(prompt), began_s=began_s, metrics=request.app[METRICS]
-    )
-    usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return _Chat(model, generation, choices, bool(chat.stream), usage)
-
-
-def find_model(request: web.Request, name: str | None) -> ServedModel:
-    """The served model, if it goes by this name.
-
-    Raises:
-        NoRing: no model is chosen.
-        UnknownModel: another one is served.
-    """
-    served = request.app[CLUSTER].served()
-    if served is None:
-        raise NoRing(
-            "No model is served yet",
-            "None has been chosen",
-            "Choose one on the page, or with POST /scheduler/init",
-            retry_after_s=request.app[LIMITS].retry_after_s,
-        )
-    if name is not None and name not in (served.name, served.folder.name):
-        raise UnknownModel(
-            f"The model {name[:200]!r} is not served here",
-            f"This cluster serves {served.name!r}",
-            "Use that name, or leave `model` out",
-            model=name[:200],
-        )
-    return served
-
-
-def _sampling(chat: ChatRequest, tokenizer: ChatTokenizer) -> Sampling:
-    seed = chat.knob("seed", None)
-    return Sampling(
-        seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
-        temperature=float(chat.knob("temperature", 1.0)),
-        top_p=float(chat.knob("top_p", 1.0)),
-        top_k=chat.knob("top_k", 0),
-        min_p=float(chat.knob("min_p", 0.0)),
-        presence_penalty=float(chat.knob("presence_penalty", 0.0)),
-        frequency_penalty=float(chat.knob("frequency_penalty", 0.0)),
-        repetition_penalty=float(chat.knob("repetition_penalty", 1.0)),
-        logit_bias=_logit_bias(chat.knob("logit_bias", {}), tokenizer.vocabulary),
-    )
-
-
-def _logit_bias(given: Mapping[str, float], vocabulary: int) -> dict[int, float]:
-    bias = {}
-    for name, value in given.items():
-        if not (name.isascii() and name.isdecimal() and int(name[:20]) < vocabulary):
-            raise InvalidRequest(
-                f"`logit_bias.{name[:40]}` is wrong",
-                f"Its name must be a token id below {vocabulary}",
-                field=f"logit_bias.{name[:40]}",
-            )
-        bias[int(name)] = float(value)
-    return bias
-
-
-def _end_tokens(chat: ChatRequest, tokenizer: ChatTokenizer) -> frozenset[int]:
-    nested = chat.sampling_params
-    more = nested.stop_token_ids if nested and nested.stop_token_ids else []
-    ends = frozenset() if chat.knob("ignore_eos", False) else tokenizer.end_tokens
-    return ends | frozenset(more)
-
-
-def _max_tokens(chat: ChatRequest, model: ServedModel, prompt_tokens: int) -> int:
-    """What was asked for, cut to what the context still takes."""
-    left = model.context_tokens - prompt_tokens
-    if left < 1:
-        raise PromptTooLong(
-            f"The prompt has {prompt_tokens} tokens; "
-            f"the model's context of {model.context_tokens} leaves no room for an answer",
-            fix="Send less text",
-            prompt_tokens=prompt_tokens,
-            context_tokens=model.context_tokens,
-        )
-    asked = chat.most_tokens
-    return left if asked is None else min(asked, left)
-
-
-async def _whole(request: web.Request, chat: _Chat) -> web.StreamResponse:
+async def _whole(request: web.Request, chat: Chat) -> web.StreamResponse:
     """The answer as one object, when it is complete."""
     choices = chat.choices
     texts: list[list[str]] = [[] for _ in choices.answers]
@@ -239,7 +83,7 @@ async def _whole(request: web.Request, chat: _Chat) -> web.StreamResponse:
     return web.Response(body=json.dumps(value).encode(), content_type="application/json")
 
 
-async def _stream(request: web.Request, chat: _Chat) -> web.StreamResponse:
+async def _stream(request: web.Request, chat: Chat) -> web.StreamResponse:
     """The answer as it grows. Headers go out with the first event, so that 429 stays 429."""
     flow = chat.flow(request)
     try:
@@ -249,7 +93,7 @@ async def _stream(request: web.Request, chat: _Chat) -> web.StreamResponse:
         chat.started = True
         try:
             await _write(response, chat, flow, batch)
-        except (ConnectionError, TimeoutError):
+        except ConnectionError:
             raise  # nobody reads any more
         except Exception as error:
             told = error if isinstance(error, ParallaxError) else errors.defect(request, error)
@@ -261,7 +105,7 @@ async def _stream(request: web.Request, chat: _Chat) -> web.StreamResponse:
         await flow.close()
 
 
-async def _write(response: web.StreamResponse, chat: _Chat, flow: Flow, batch: _Batch) -> None:
+async def _write(response: web.StreamResponse, chat: Chat, flow: Flow, batch: _Batch) -> None:
     """All events, those that are ready together in one write."""
     choices = chat.choices
     chunks = sse.ChunkWriter(chat.head("chat.completion.chunk"), usage=chat.shows_usage)

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from parallax.scheduler.generation import ServedModel
-from parallax.scheduler.http.chat import find_model
+from parallax.scheduler.http.acceptance import find_model
 from parallax.scheduler.http.keys import CLUSTER
 
 

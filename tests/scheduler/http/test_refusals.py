@@ -195,6 +195,15 @@ async def test_an_error_after_the_first_token_ends_the_stream_without_done(folde
         )
 
 
+@pytest.mark.parametrize("defect", [KeyError("secret"), TimeoutError("secret")])
+async def test_a_defect_after_the_first_token_is_told_inside_the_stream(folder, tokenizer, defect):
+    async with site(Scripted(folder, script=[*tokenizer.encode("ab"), defect])) as here:
+        events = await here.events()
+        assert json.loads(events[-1])["error"]["code"] == "internal_error"
+        assert "secret" not in events[-1]
+        assert b'requests_total{outcome="internal_error"} 1.0' in here.metrics.page()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_defect_is_logged_and_told_without_its_trace(folder, caplog, stream):
     async with site(Scripted(folder, script=[KeyError("secret")])) as here:

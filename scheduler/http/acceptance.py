@@ -1,0 +1,160 @@
+"""From a request to what the cluster and the client are given; refusals come from here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiohttp import web
+
+from parallax.fabric.errors import InvalidRequest, NoRing, PromptTooLong, UnknownModel
+from parallax.scheduler.generation import Generation, Sampling, ServedModel
+from parallax.scheduler.http.choices import Choices
+from parallax.scheduler.http.flow import Flow
+from parallax.scheduler.http.keys import CLUSTER, LIMITS, METRICS, TOKENIZERS
+from parallax.scheduler.http.messages import for_template
+from parallax.scheduler.http.requests import ChatRequest, parse_chat, read_json
+from parallax.scheduler.text.answer import AnswerText
+from parallax.scheduler.text.tokenizer import ChatTokenizer
+
+_FLOW_EVENTS = 1024  # ready for one client; beyond that the cluster's own bound holds
+
+
+@dataclass(slots=True)
+class Chat:
+    """An accepted request."""
+
+    model: ServedModel
+    generation: Generation
+    choices: Choices
+    streams: bool
+    shows_usage: bool
+    started: bool = False  # a stream's headers are out
+    failed: str | None = None  # code of an error that was sent inside the stream
+
+    @property
+    def outcome(self) -> str:
+        return self.failed or self.choices.outcome
+
+    def flow(self, request: web.Request) -> Flow:
+        """The cluster's answers, one for each choice, from seeds that follow each other."""
+        cluster, first = request.app[CLUSTER], self.generation
+        generations = [first]
+        for i in range(1, len(self.choices.answers)):
+            seed = (first.sampling.seed + i) % (1 << 64)
+            generations.append(replace(first, sampling=replace(first.sampling, seed=seed)))
+        return Flow([cluster.generate(generation) for generation in generations], _FLOW_EVENTS)
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every object of this answer begins with."""
+        return {
+            "id": str(uuid.uuid4()),
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.model.name,
+            "seed": self.generation.sampling.seed,
+        }
+
+
+async def accept(request: web.Request, began_s: float) -> Chat:
+    """Everything that can be refused is refused here, before anything is queued."""
+    chat = parse_chat(await read_json(request, request.app[LIMITS]))
+    messages = for_template(chat.messages)
+    model = find_model(request, chat.model)
+    tokenizers = request.app[TOKENIZERS]
+    tokenizer = await tokenizers.of(model)
+    sampling = _sampling(chat, tokenizer)
+    prompt = await tokenizers.prompt(tokenizer, messages)
+    generation = Generation(
+        model=model.name,
+        prompt=prompt,
+        sampling=sampling,
+        max_tokens=_max_tokens(chat, model, len(prompt)),
+        end_tokens=_end_tokens(chat, tokenizer),
+        client=request.remote or "",
+    )
+    answers = [AnswerText(tokenizer.detokenizer(), chat.stops) for _ in range(chat.n or 1)]
+    choices = Choices(
+        answers, prompt_tokens=len(prompt), began_s=began_s, metrics=request.app[METRICS]
+    )
+    usage = chat.stream_options is not None and chat.stream_options.include_usage
+    return Chat(model, generation, choices, bool(chat.stream), usage)
+
+
+def find_model(request: web.Request, name: str | None) -> ServedModel:
+    """The served model, if it goes by this name.
+
+    Raises:
+        NoRing: no model is chosen.
+        UnknownModel: another one is served.
+    """
+    served = request.app[CLUSTER].served()
+    if served is None:
+        raise NoRing(
+            "No model is served yet",
+            "None has been chosen",
+            "Choose one on the page, or with POST /scheduler/init",
+            retry_after_s=request.app[LIMITS].retry_after_s,
+        )
+    if name is not None and name not in (served.name, served.folder.name):
+        raise UnknownModel(
+            f"The model {name[:200]!r} is not served here",
+            f"This cluster serves {served.name!r}",
+            "Use that name, or leave `model` out",
+            model=name[:200],
+        )
+    return served
+
+
+def _sampling(chat: ChatRequest, tokenizer: ChatTokenizer) -> Sampling:
+    seed = chat.knob("seed", None)
+    return Sampling(
+        seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
+        temperature=float(chat.knob("temperature", 1.0)),
+        top_p=float(chat.knob("top_p", 1.0)),
+        top_k=chat.knob("top_k", 0),
+        min_p=float(chat.knob("min_p", 0.0)),
+        presence_penalty=float(chat.knob("presence_penalty", 0.0)),
+        frequency_penalty=float(chat.knob("frequency_penalty", 0.0)),
+        repetition_penalty=float(chat.knob("repetition_penalty", 1.0)),
+        logit_bias=_logit_bias(chat.knob("logit_bias", {}), tokenizer.vocabulary),
+    )
+
+
+def _logit_bias(given: Mapping[str, float], vocabulary: int) -> dict[int, float]:
+    bias = {}
+    for name, value in given.items():
+        if not (name.isascii() and name.isdecimal() and int(name[:20]) < vocabulary):
+            raise InvalidRequest(
+                f"`logit_bias.{name[:40]}` is wrong",
+                f"Its name must be a token id below {vocabulary}",
+                field=f"logit_bias.{name[:40]}",
+            )
+        bias[int(name)] = float(value)
+    return bias
+
+
+def _end_tokens(chat: ChatRequest, tokenizer: ChatTokenizer) -> frozenset[int]:
+    nested = chat.sampling_params
+    more = nested.stop_token_ids if nested and nested.stop_token_ids else []
+    ends = frozenset() if chat.knob("ignore_eos", False) else tokenizer.end_tokens
+    return ends | frozenset(more)
+
+
+def _max_tokens(chat: ChatRequest, model: ServedModel, prompt_tokens: int) -> int:
+    """What was asked for, cut to what the context still takes."""
+    left = model.context_tokens - prompt_tokens
+    if left < 1:
+        raise PromptTooLong(
+            f"The prompt has {prompt_tokens} tokens; "
+            f"the model's context of {model.context_tokens} leaves no room for an answer",
+            fix="Send less text",
+            prompt_tokens=prompt_tokens,
+            context_tokens=model.context_tokens,
+        )
+    asked = chat.most_tokens
+    return left if asked is None else min(asked, left)
