@@ -15,7 +15,7 @@ from parallax.fabric.limits import Limits
 from parallax.scheduler.http import chat as chat_module
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
-from tests.scheduler.http.scripted import Scripted, site
+from tests.scheduler.http.scripted import Scripted, site, until
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -24,12 +24,6 @@ def request_bytes(**fields) -> bytes:
     body = json.dumps({"messages": USER, **fields}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
-
-
-async def until(condition, seconds: float = 2.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from parallax.scheduler.http.keys import TOKENIZERS
-from tests.scheduler.http.scripted import Scripted, site
+from tests.scheduler.http.scripted import Scripted, site, until
 
 
 async def fetch(here, path, method="GET", **fields):
@@ -181,6 +181,4 @@ async def test_the_tokenizer_is_there_before_anybody_chats(says):
         tokenizers = here.app[TOKENIZERS]
         assert (await here.chat())[0] == 503
         cluster.chosen = True
-        async with asyncio.timeout(5):
-            while not tokenizers.loaded(cluster.served()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: tokenizers.loaded(cluster.served()), 5)

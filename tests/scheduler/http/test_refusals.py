@@ -21,7 +21,7 @@ from parallax.fabric.errors import (
 from parallax.fabric.limits import Limits
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
-from tests.scheduler.http.scripted import Scripted, site
+from tests.scheduler.http.scripted import Scripted, site, until
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -201,7 +201,8 @@ async def test_a_defect_after_the_first_token_is_told_inside_the_stream(folder, 
         events = await here.events()
         assert json.loads(events[-1])["error"]["code"] == "internal_error"
         assert "secret" not in events[-1]
-        assert b'requests_total{outcome="internal_error"} 1.0' in here.metrics.page()
+        counted = b'requests_total{outcome="internal_error"} 1.0'
+        await until(lambda: counted in here.metrics.page())
 
 
 @pytest.mark.parametrize("stream", [False, True])
