@@ -60,7 +60,7 @@ class StageCosts:
         self.reserve_tokens = min(RESERVE_TOKENS, model.context_tokens)
         cache = model.kv_bytes_per_token_per_layer * self.reserve_tokens
         self.layer_held = np.array(model.layer_bytes, float) + cache
-        self._links = links
+        self._links = {pair: link for pair, link in links.items() if _plausible(link)}
         self._default_link = default_link
         self._matrices: dict[int, Matrix] = {}
 
@@ -165,6 +165,11 @@ class StageCosts:
     def _link(self, sender: int, receiver: int) -> LinkFacts:
         pair = (self.nodes[sender].node_id, self.nodes[receiver].node_id)
         return self._links.get(pair, self._default_link)
+
+
+def _plausible(link: LinkFacts) -> bool:
+    """Nodes report links; one that measured nonsense is taken for a default link."""
+    return 0 <= link.round_trip_s < math.inf and 0 < link.bandwidth_bytes_s < math.inf
 
 
 def _known(measured: float, otherwise: float) -> float:
