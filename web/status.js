@@ -168,7 +168,7 @@ function updateNode(element, node) {
   say(name, node ? node.name : "Waiting for a node");
   say(facts, node ? `${node.chip} · ${bytes(node.memory_bytes)}` : "");
   say(doing, node ? activity(node) : "");
-  element.title = node ? `${node.node_id}\n${bytes(node.budget_bytes)} for weights and caches` : "";
+  name.title = node ? `${node.node_id}\n${bytes(node.budget_bytes)} for weights and caches` : "";
 }
 
 const mood = (node) => (node.load && node.load.fraction < 1 ? "loading" : node.state);

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.cluster import Cluster, boot
 from tests.models import make_model
@@ -15,6 +15,8 @@ from tests.models import make_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+expect.set_options(timeout=30_000)  # joining measures the machine, and CI has two cores
 
 FLAGS = [
     "--headless",

@@ -41,9 +41,9 @@ def test_a_person_chooses_a_model_watches_nodes_join_and_chats(page: Page, model
         join = page.locator("#join-command")
         expect(join).to_have_text(cluster.get("/node/join/command")["data"])
 
-        page.get_by_label("Model", exact=True).select_option("Another model…")
+        page.get_by_role("combobox", name="Model").select_option("Another model…")
         page.get_by_label("Hub id, or folder on the scheduler").fill(str(model))
-        page.get_by_label("Nodes", exact=True).fill("2")
+        page.get_by_role("spinbutton", name="Nodes").fill("2")
         page.get_by_role("button", name="Start").click()
         expect(page.locator("#state")).to_have_text("Waiting for 2 more nodes")
         expect(page.locator("#model-name")).to_have_text(cluster.status()["model_name"])
