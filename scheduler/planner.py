@@ -88,11 +88,12 @@ def make_plan(
     costs = StageCosts(model, ordered, links or {}, cuts, default_link)
     exact = len(ordered) <= EXACT_NODES
     search = ExactSearch(costs) if exact else LargeSearch(costs)
-    for stages in range(max(1, min(min_nodes, len(ordered), costs.most_stages)), 0, -1):
-        layouts = search.best(stages)
-        if layouts:
-            return _plan(costs, layouts, exact)
-    raise _too_big(costs)
+    layouts = search.best(max(1, min(min_nodes, len(ordered), costs.most_stages)))
+    if not layouts and min_nodes > 1:
+        layouts = _longest(search, min_nodes)
+    if not layouts:
+        raise _too_big(costs)
+    return _plan(costs, layouts, exact)
 
 
 def improves(old: Plan | None, new: Plan, margin: float = 0.1) -> bool:
@@ -103,6 +104,20 @@ def improves(old: Plan | None, new: Plan, margin: float = 0.1) -> bool:
         return True
     as_fast = new.throughput_tokens_s >= old.throughput_tokens_s * (1 - SLACK)
     return as_fast and new.latency_s * (1 + margin) < old.latency_s
+
+
+def _longest(search: ExactSearch | LargeSearch, failing: int) -> list[Layout]:
+    """The best rings of the largest least length below ``failing`` that can be had (bisection)."""
+    best = search.best(1)
+    works = 1 if best else failing
+    while works + 1 < failing:
+        middle = (works + failing) // 2
+        layouts = search.best(middle)
+        if layouts:
+            works, best = middle, layouts
+        else:
+            failing = middle
+    return best
 
 
 def _plan(costs: StageCosts, layouts: list[Layout], exact: bool) -> Plan:
