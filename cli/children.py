@@ -53,18 +53,24 @@ class Child:
                 )
             time.sleep(POLL_S)
 
-    def check(self) -> None:
-        """
+    def check(self, wait_s: float = 0.0) -> None:
+        """Sees that it still runs.
+
+        Args:
+            wait_s: how long an end that is near may take.
+
         Raises:
             ClusterError: it has ended.
         """
-        status = self._process.poll()
-        if status is not None:
-            raise ClusterError(
-                f"The {self.name} ended with exit status {status}",
-                self._tail() or "It said nothing",
-                "See what it says above; 'parallax doctor' checks this machine",
-            )
+        try:
+            status = self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return
+        raise ClusterError(
+            f"The {self.name} ended with exit status {status}",
+            self._tail() or "It said nothing",
+            "See what it says above; 'parallax doctor' checks this machine",
+        )
 
     def ask_to_end(self) -> None:
         """Sends SIGTERM, once."""

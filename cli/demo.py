@@ -33,6 +33,9 @@ KNOBS = {"temperature": 0, "max_tokens": 200}
 
 def command(
     nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=16, help="How many nodes.")] = 2,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A local folder, 'builtin', or a hub id.")
+    ] = "builtin",
     prompt: Annotated[
         str | None,
         typer.Option(help="Answer this and end. [default: keep serving until Ctrl-C]"),
@@ -60,7 +63,7 @@ def command(
         folder.mkdir(parents=True, exist_ok=True)
         stack.callback(_end, children)
         try:
-            page = _start(children, folder, nodes, _page_port(port), settings.log_level)
+            page = _start(children, folder, model, nodes, _page_port(port), settings.log_level)
             client = ClusterClient(page)
             _wait_until_ready(client, children, nodes)
             if prompt is not None:
@@ -68,7 +71,7 @@ def command(
                 return
             typer.echo(f"> {SAMPLE}")
             show(_ask(client, SAMPLE))
-            typer.echo(f"\n{nodes} nodes serve the built-in model. Ctrl-C ends it.\nPage: {page}")
+            typer.echo(f"\n{nodes} nodes serve {model}. Ctrl-C ends it.\nPage: {page}")
             while True:
                 for child in children:
                     child.check()
@@ -78,10 +81,12 @@ def command(
                 raise typer.Exit(INTERRUPTED) from None
 
 
-def _start(children: list[Child], folder: Path, nodes: int, port: int, log_level: str) -> str:
+def _start(
+    children: list[Child], folder: Path, model: str, nodes: int, port: int, log_level: str
+) -> str:
     """Starts the scheduler, then the nodes; returns the page's address."""
     common = ["--loopback-only", "--grpc-port", "0", "--log-level", log_level]
-    run = ["run", "-m", "builtin", "-n", str(nodes), "--host", "127.0.0.1", "--port", str(port)]
+    run = ["run", "-m", model, "-n", str(nodes), "--host", "127.0.0.1", "--port", str(port)]
     scheduler = Child(
         "scheduler",
         [*run, *common, "--state-dir", str(folder / "scheduler")],
@@ -110,7 +115,7 @@ def _wait_until_ready(client: ClusterClient, children: list[Child], nodes: int) 
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("Starting", total=1.0)
         while True:
-            status = cluster_status(client)
+            status = _status(client, children)
             if status.get("status") == "available":
                 return
             for child in children:
@@ -124,6 +129,16 @@ def _wait_until_ready(client: ClusterClient, children: list[Child], nodes: int) 
                     "Try fewer nodes with --nodes, or see 'parallax doctor'",
                 )
             time.sleep(WATCH_S / 2)
+
+
+def _status(client: ClusterClient, children: list[Child]) -> dict[str, Any]:
+    """The cluster's status; where there is none, why its processes ended says more."""
+    try:
+        return cluster_status(client)
+    except ClusterError:
+        for child in children:
+            child.check(wait_s=WATCH_S)
+        raise
 
 
 def _stage(status: dict[str, Any], nodes: int) -> tuple[str, float]:
