@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from parallax.fabric.version import VERSION
 from parallax.scheduler.http.keys import CLOSING, CLUSTER, METRICS
 from parallax.scheduler.metrics import CONTENT_TYPE
 
@@ -60,6 +61,7 @@ async def health(request: web.Request) -> web.Response:
     return _json(
         {
             "status": "ok",
+            "version": VERSION,
             "ready": status.get("status") == "available",
             "model": None if served is None else served.name,
         }

@@ -10,6 +10,7 @@ from time import perf_counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from parallax.fabric.version import VERSION
 from parallax.scheduler.http.keys import TOKENIZERS
 from tests.scheduler.http.scripted import Scripted, site, until
 
@@ -84,6 +85,7 @@ async def test_health_says_ok_and_whether_chats_are_answered(says, folder):
     async with site(says("a")) as here:
         assert json.loads((await fetch(here, "/health"))[2]) == {
             "status": "ok",
+            "version": VERSION,
             "ready": True,
             "model": "org/tiny",
         }
