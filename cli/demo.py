@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from parallax.cli import flags
 from parallax.cli.chat import INTERRUPTED, Answer, show
-from parallax.cli.children import Child, end_all
+from parallax.cli.children import END_S, Child, end_all
 from parallax.cli.client import ClusterClient, cluster_status
 from parallax.cli.console import configure_logging
 from parallax.fabric.errors import ClusterError
@@ -136,8 +136,10 @@ def _status(client: ClusterClient, children: list[Child]) -> dict[str, Any]:
     try:
         return cluster_status(client)
     except ClusterError:
-        for child in children:
-            child.check(wait_s=WATCH_S)
+        scheduler, *nodes = children
+        scheduler.check(wait_s=END_S)  # HTTP goes first when it ends
+        for node in nodes:
+            node.check()
         raise
 
 
