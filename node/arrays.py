@@ -7,9 +7,10 @@ Python's buffers do not know, go through views of 16-bit integers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
+from typing_extensions import Buffer
 
 from parallax.fabric import tensors
 from parallax.fabric.tensors import Tensor
@@ -57,7 +58,7 @@ def to_tensor(array: mx.array) -> Tensor:
     dtype = array.dtype
     if dtype in (mx.float16, mx.bfloat16):
         array = array.view(mx.uint16)
-    view = memoryview(array)
+    view = memoryview(cast(Buffer, array))  # MLX's stubs do not tell
     data = view.cast("B") if view.c_contiguous and array.size and array.ndim else view.tobytes()
     return Tensor(_NAMES[dtype], tuple(array.shape), data)
 
@@ -67,8 +68,8 @@ def from_tensor(tensor: Tensor) -> mx.array:
     dtype = _TYPES[tensor.dtype]
     if 0 in tensor.shape:
         return mx.zeros(tensor.shape, dtype)
-    flat = memoryview(tensor.data).cast("B").cast(_FORMATS[tensor.dtype])
-    array = mx.array(flat)
+    data: Any = memoryview(tensor.data).cast("B")
+    array = mx.array(data.cast(_FORMATS[tensor.dtype]))
     if array.dtype != dtype:
         array = array.view(dtype)
     return array.reshape(tensor.shape)
@@ -95,7 +96,8 @@ def unpack(data: bytes | memoryview) -> ArrayTree:
     tree = tensors.unpack(data)
     if isinstance(tree, Tensor):
         return from_tensor(tree)
-    return _map(tree, Tensor, from_tensor)
+    arrays: ArrayTree = _map(tree, Tensor, from_tensor)
+    return arrays
 
 
 def _map(tree: Any, leaf: type, change: Callable[..., Any]) -> Any:

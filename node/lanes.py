@@ -3,8 +3,8 @@
 A sequence that is being prefilled has caches of its own. Admission makes it the last row of a lane,
 which is a batch decoded together. A lane of one row keeps the plain caches (mlx-lm's batch forms
 cost a few percent); from the second row on they are merged, padded on the left. All of it is
-mlx-lm's own ``merge``, ``extend``, ``filter`` and ``extract``. Every stage runs the same commands in
-the same order, so rows agree without anything but commands travelling.
+mlx-lm's own ``merge``, ``extend``, ``filter`` and ``extract``. Every stage runs the same commands
+in the same order, so rows agree without anything but commands travelling.
 """
 
 from __future__ import annotations

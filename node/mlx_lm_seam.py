@@ -10,33 +10,38 @@ import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
-from mlx import nn
+from mlx.utils import tree_flatten
 
 from parallax.fabric.errors import ModelBroken, UnknownArchitecture
 
-# mlx_lm.utils lowers the limit on open files when it is imported.
-_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-import mlx_lm.utils  # noqa: E402
-
-resource.setrlimit(resource.RLIMIT_NOFILE, _open_files)
+# mlx_lm.utils lowers the limits on open files as it is imported, the hard one too, which only a
+# superuser could raise again: so its call goes nowhere.
+_set_limit = resource.setrlimit
+resource.setrlimit = lambda *_: None
+try:
+    import mlx_lm.utils
+finally:
+    resource.setrlimit = _set_limit
 
 from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 
 VERSION = importlib.metadata.version("mlx-lm")
+MLX_VERSION = importlib.metadata.version("mlx")
 
 Config = dict[str, Any]
+Model = Any  # mlx.nn.Module: mlx.nn has no types
 Cache = Any  # one slot: mlx-lm's KVCache, RotatingKVCache, ArraysCache, CacheList, Batch…
 Caches = list[Cache]
 Weights = dict[str, mx.array]
 
 # What mlx-lm raises at configurations and weights that do not fit its model.
-_DEFECTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+DEFECTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
-def model_classes(config: Config) -> tuple[type[nn.Module], type[Any]]:
+def model_classes(config: Config) -> tuple[type[Any], type[Any]]:
     """mlx-lm's ``Model`` and ``ModelArgs`` for a configuration.
 
     Raises:
@@ -44,8 +49,8 @@ def model_classes(config: Config) -> tuple[type[nn.Module], type[Any]]:
     """
     kind = config.get("model_type")
     try:
-        classes: tuple[type[nn.Module], type[Any]] = mlx_lm.utils._get_classes(config)
-    except (*_DEFECTS, ImportError) as error:
+        classes: tuple[type[Any], type[Any]] = mlx_lm.utils._get_classes(config)
+    except (*DEFECTS, ImportError) as error:
         raise UnknownArchitecture(
             f"Models of type {kind} are not supported",
             f"mlx-lm {VERSION} has no such architecture",
@@ -77,15 +82,15 @@ def read_config(folder: Path) -> Config:
     return config
 
 
-def random_model(config: Config) -> nn.Module:
+def random_model(config: Config) -> Model:
     """A model of this configuration with mlx-lm's own initial weights, unevaluated."""
     model_class, arguments_class = model_classes(config)
-    model: nn.Module = model_class(arguments_class.from_dict(config))
+    model: Model = model_class(arguments_class.from_dict(config))
     model.eval()
     return model
 
 
-def build_model(folder: Path, weights: Weights) -> nn.Module:
+def build_model(folder: Path, weights: Weights) -> Model:
     """The folder's model made of ``weights`` (named as in its files) in place of its files.
 
     mlx-lm's loader runs as it is (``sanitize``, quantisation of every kind, strict check of names
@@ -97,9 +102,9 @@ def build_model(folder: Path, weights: Weights) -> nn.Module:
         UnknownArchitecture: mlx-lm has no such model.
         ModelBroken: configuration or weights do not fit the model.
     """
-    plain_class: list[type[nn.Module]] = []
+    plain_class: list[type[Any]] = []
 
-    def fed_classes(config: Config) -> tuple[type[nn.Module], type[Any]]:
+    def fed_classes(config: Config) -> tuple[type[Any], type[Any]]:
         model_class, arguments_class = model_classes(config)
         plain_class.append(model_class)
         return _fed(model_class, weights), arguments_class
@@ -108,11 +113,11 @@ def build_model(folder: Path, weights: Weights) -> nn.Module:
         for file in folder.glob("*.json"):
             (Path(bare) / file.name).symlink_to(file.resolve())
         try:
-            model: nn.Module
+            model: Model
             model, _ = mlx_lm.utils.load_model(
                 Path(bare), lazy=True, strict=False, get_model_classes=fed_classes
             )
-        except _DEFECTS as error:
+        except DEFECTS as error:
             raise ModelBroken(
                 f"The files of {folder.name} do not make a model",
                 f"{type(error).__name__}: {str(error)[:500]}",
@@ -123,15 +128,15 @@ def build_model(folder: Path, weights: Weights) -> nn.Module:
     return model
 
 
-def _fed(model_class: type[nn.Module], weights: Weights) -> type[nn.Module]:
-    clean: Callable[[nn.Module, Weights], Weights] | None = getattr(model_class, "sanitize", None)
+def _fed(model_class: type[Any], weights: Weights) -> type[Any]:
+    clean: Callable[[Model, Weights], Weights] | None = getattr(model_class, "sanitize", None)
 
-    def sanitize(self: nn.Module, _: Weights) -> Weights:
+    def sanitize(self: Model, _: Weights) -> Weights:
         return clean(self, dict(weights)) if clean is not None else dict(weights)
 
-    def load_weights(self: nn.Module, items: list[tuple[str, mx.array]], strict: bool) -> nn.Module:
+    def load_weights(self: Model, items: list[tuple[str, mx.array]], strict: bool) -> Model:
         # "Not strict" only let the loader accept a folder without weights.
-        return nn.Module.load_weights(self, items, strict=True)
+        return model_class.load_weights(self, items, strict=True)
 
     body = {
         "sanitize": sanitize,
@@ -141,10 +146,16 @@ def _fed(model_class: type[nn.Module], weights: Weights) -> type[nn.Module]:
     return type(model_class.__name__, (model_class,), body)
 
 
+def named(tree: Any) -> Weights:
+    """The arrays of a tree, or of a model's parameters, by their paths."""
+    leaves = cast(list[tuple[str, Any]], tree_flatten(tree))
+    return {name: leaf for name, leaf in leaves if isinstance(leaf, mx.array)}
+
+
 # ------------------------------------------------------------------------------------- caches
 
 
-def new_caches(model: nn.Module) -> Caches:
+def new_caches(model: Model) -> Caches:
     """Empty caches for one sequence, one per slot of the model."""
     caches: Caches = make_prompt_cache(model)
     return caches

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import mlx.core as mx
 
 from parallax.fabric.errors import FrameRefused
@@ -92,7 +94,7 @@ class Runner:
         choosers = [self._choosers[sequence] for sequence in lane.rows]
         sampled = choose_rows(output[:, -1], choosers)
         _settle([sampled], [lane.caches, *self._lanes.changed()])
-        tokens: list[int] = sampled.tolist()
+        tokens = cast(list[int], sampled.tolist())
         for chooser, token in zip(choosers, tokens, strict=True):
             chooser.advance(token)
         reply = self._pass_on(frame)
@@ -106,9 +108,7 @@ class Runner:
         _settle([] if self._last else [output], [caches, *self._lanes.changed()])
         return self._pass_on(frame, output)
 
-    def _forward(
-        self, frame: wire.Frame, length: int, caches: Caches, *, head: bool
-    ) -> arrays.ArrayTree:
+    def _forward(self, frame: wire.Frame, length: int, caches: Caches, *, head: bool) -> Any:
         tokens = mx.array(list(frame.tokens), mx.uint32).reshape(frame.rows, length)
         carry = None if self._first else arrays.unpack(frame.carry)
         return self._stage.forward(tokens, carry, caches, head=head)
@@ -167,6 +167,6 @@ class Runner:
                 raise FrameRefused("A command of no known kind", epoch=self._epoch)
 
 
-def _settle(results: list[arrays.ArrayTree], caches: list[Caches]) -> None:
+def _settle(results: list[Any], caches: list[Caches]) -> None:
     """Evaluates results and caches, once, so that no graph outlives its frame."""
     mx.eval(results, [[cache.state for cache in held] for held in caches])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 
@@ -122,7 +123,8 @@ def draw(
     logits: mx.array, sampling: wire.Sampling, prompt: Sequence[int], generated: Sequence[int]
 ) -> int:
     """The token that follows ``prompt`` and ``generated``, from their logits [vocabulary]."""
-    return int(TokenChooser(sampling, prompt, generated).choose(logits).item())
+    token = TokenChooser(sampling, prompt, generated).choose(logits).item()
+    return cast(int, token)
 
 
 def choose_rows(logits: mx.array, choosers: Sequence[TokenChooser]) -> mx.array:

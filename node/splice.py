@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from parallax.fabric.errors import InternalError
 from parallax.node.arrays import ArrayTree
-from parallax.node.mlx_lm_seam import Caches
+from parallax.node.mlx_lm_seam import Caches, Model
 
 
 class _StageDone(Exception):  # no error: how the last layer ends the pass
@@ -28,7 +27,7 @@ class _StageDone(Exception):  # no error: how the last layer ends the pass
 class Splice:
     """Layers ``[first, end)`` of ``model``, until :meth:`undo`."""
 
-    def __init__(self, model: nn.Module, first: int, end: int) -> None:
+    def __init__(self, model: Model, first: int, end: int) -> None:
         self._model = model
         self._carry: Any = None
         self._stops = True
@@ -65,14 +64,14 @@ class Splice:
         for layer, own in zip(self._layers, self._classes, strict=True):
             layer.__class__ = own
 
-    def _passing(self, own: type[nn.Module]) -> type[nn.Module]:
-        def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _passing(self, own: type[Any]) -> type[Any]:
+        def call(layer: Model, *args: Any, **kwargs: Any) -> Any:
             return self._carry
 
         return _subclass(own, call)
 
-    def _ending(self, own: type[nn.Module]) -> type[nn.Module]:
-        def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _ending(self, own: type[Any]) -> type[Any]:
+        def call(layer: Model, *args: Any, **kwargs: Any) -> Any:
             output = own.__call__(layer, *args, **kwargs)
             if self._stops:
                 raise _StageDone(output)
@@ -81,5 +80,5 @@ class Splice:
         return _subclass(own, call)
 
 
-def _subclass(own: type[nn.Module], call: Any) -> type[nn.Module]:
+def _subclass(own: type[Any], call: Any) -> type[Any]:
     return type(own.__name__, (own,), {"__call__": call, "__module__": own.__module__})

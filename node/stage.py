@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from parallax.fabric.errors import CutRefused
 from parallax.node import mlx_lm_seam as seam
 from parallax.node.arrays import ArrayTree
-from parallax.node.mlx_lm_seam import Cache, Caches
+from parallax.node.mlx_lm_seam import Cache, Caches, Model, Weights
 from parallax.node.splice import Splice
 from parallax.node.trace import reached
 from parallax.proto import wire_pb2 as wire
@@ -40,19 +39,13 @@ class Stage:
         CutRefused: the range is not one of the model's.
     """
 
-    def __init__(self, model: nn.Module, first: int, end: int) -> None:
-        total = len(model.layers)
-        if not 0 <= first < end <= total:
-            raise CutRefused(
-                f"There are no layers {first} to {end - 1}",
-                f"the model has layers 0 to {total - 1}",
-                cut=f"{first}:{end}",
-            )
+    def __init__(self, model: Model, first: int, end: int) -> None:
+        check_range(model, first, end)
         self.first = first
         self.end = end
-        self.total = total
+        self.total = len(model.layers)
         self.is_first = first == 0
-        self.is_last = end == total
+        self.is_last = end == self.total
         self.weight_bytes = 0
         self._model = model
         self._sample_carry = _zeros(self._carry_before(first, 2))
@@ -66,9 +59,15 @@ class Stage:
             if self._slots.source[slot] is None
         }
         owned = [fresh[slot] for slot in self._slots.owned]
-        self._outputs = [probe, [a for c in owned for p in seam.parts(c) for a in seam.arrays(p)]]
+        states = [a for c in owned for p in seam.parts(c) for a in seam.arrays(p)]
+        self._outputs: list[mx.array] = [*seam.named([probe]).values(), *states]
         self.can_batch = all(seam.can_merge(cache) for cache in owned)
         self.can_trim = all(part.is_trimmable() for c in owned for part in seam.parts(c))
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The model's cache slots that this stage fills."""
+        return self._slots.owned
 
     def new_cache(self) -> Caches:
         """Empty caches of one sequence: the slots that this stage fills, and no others."""
@@ -98,20 +97,20 @@ class Stage:
         ]
         return self._splice.run(tokens, carry, full, stop=not (head and self.is_last))
 
-    def parameters(self) -> dict[str, mx.array]:
+    def parameters(self) -> Weights:
         """The weights this stage needs: its layers', and of the rest those that its results use.
 
         To be asked while weights are lazy.
         """
-        weights = dict(tree_flatten(self._model.parameters()))
+        weights = seam.named(self._model.parameters())
         layers = self._model.layers[self.first : self.end]
-        own = {id(value) for layer in layers for _, value in tree_flatten(layer.parameters())}
-        used = reached([a for _, a in tree_flatten(self._outputs)], weights)
+        own = {id(a) for layer in layers for a in seam.named(layer.parameters()).values()}
+        used = reached(self._outputs, weights)
         return {n: value for n, value in weights.items() if n in used or id(value) in own}
 
     def outputs(self) -> list[mx.array]:
         """Unevaluated results of a first small pass, caches included: what a trace starts from."""
-        return [array for _, array in tree_flatten(self._outputs)]
+        return self._outputs
 
     def warm_up(self) -> None:
         """One small pass, evaluated: compiles kernels and settles lazy constants."""
@@ -166,6 +165,21 @@ class Stage:
         self._probe(length, caches, carry)
         owned = [part for slot in self._slots.owned for part in seam.parts(caches[slot])]
         return [(seam.window_tokens(p), sum(a.nbytes for a in seam.arrays(p))) for p in owned]
+
+
+def check_range(model: Model, first: int, end: int) -> None:
+    """Whether the model has layers ``[first, end)``.
+
+    Raises:
+        CutRefused: it has not.
+    """
+    total = len(model.layers)
+    if not 0 <= first < end <= total:
+        raise CutRefused(
+            f"There are no layers {first} to {end - 1}",
+            f"the model has layers 0 to {total - 1}",
+            cut=f"{first}:{end}",
+        )
 
 
 def _assign(filled: list[bool], caches: Caches) -> _Slots:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
@@ -17,8 +18,9 @@ from parallax.fabric.errors import ModelBroken, ModelNotFound
 from parallax.fabric.safetensors import TensorInfo, folder_headers
 from parallax.node import mlx_lm_seam as seam
 from parallax.node.mlx_lm_seam import Weights
-from parallax.node.stage import Stage
+from parallax.node.stage import Stage, check_range
 from parallax.node.trace import reached
+from parallax.node.twin import check_cut
 
 Progress = Callable[[int, int, str], None]
 
@@ -75,8 +77,14 @@ def load_stage(
             "Fetch the model again",
             path=folder,
         )
-    needed = _needed(folder, first, end, _placeholders(folder, headers))
+    placeholders = _placeholders(folder, headers)
+    hollow = seam.build_model(folder, placeholders)
+    check_range(hollow, first, end)
+    verdict = check_cut(config, first, end, verdicts)
+    needed = _needed(Stage(hollow, first, end), placeholders)
     stage = Stage(seam.build_model(folder, _lazy_weights(folder, headers, needed)), first, end)
+    stage.can_batch &= verdict.batches
+    stage.can_trim &= verdict.trims
     _read(folder, stage, progress)
     progress(stage.weight_bytes, stage.weight_bytes, "compiling")
     stage.warm_up()
@@ -84,10 +92,9 @@ def load_stage(
     return stage
 
 
-def _needed(folder: Path, first: int, end: int, placeholders: Weights) -> set[str]:
+def _needed(hollow: Stage, placeholders: Weights) -> set[str]:
     """Names, as in the files, of the tensors that the stage's weights are made of."""
-    stage = Stage(seam.build_model(folder, placeholders), first, end)
-    return reached([*stage.outputs(), *stage.parameters().values()], placeholders)
+    return reached([*hollow.outputs(), *hollow.parameters().values()], placeholders)
 
 
 def _placeholders(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> Weights:
@@ -115,7 +122,7 @@ def _lazy_weights(
         if not wanted:
             continue
         try:
-            loaded = mx.load(str(folder / file))
+            loaded = cast(Weights, mx.load(str(folder / file)))
         except (RuntimeError, ValueError, OSError) as error:
             raise _unreadable(folder / file, error) from error
         weights |= {name: loaded[name] for name in wanted}
