@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import environment
+from tests.cli.processes import COMMAND, Running, environment, running
+from tests.models import make_model
 from tests.network.namespaces import Machine, network, require
 
 pytestmark = pytest.mark.network_namespaces
@@ -119,3 +121,51 @@ def test_a_scheduler_on_another_network_is_not_found(
 ) -> None:
     with network(1) as (elsewhere,), advertising(tmp_path, elsewhere, SCHEDULER_ID, "far"):
         assert find(tmp_path, machines[0], 2)["error"] == "SchedulerNotFound"
+
+
+def test_nodes_that_are_told_nothing_join_their_scheduler_and_a_chat_completes(
+    tmp_path: Path, machines: list[Machine]
+) -> None:
+    model = make_model(tmp_path / "tiny", layers=4, hidden=32)
+    brain, *muscles = machines
+    with ExitStack() as stack:
+
+        def start(machine: Machine, *arguments: str) -> Running:
+            home = tmp_path / machine.namespace
+            home.mkdir()
+            return stack.enter_context(running(home, *arguments, prefix=machine.prefix))
+
+        scheduler = start(brain, "run", "-m", str(model), "-n", "2")
+        scheduler.wait_for("Listening: ")
+        scheduler.wait_for("Connections are not encrypted")
+        nodes = [start(machine, "join", "--name", machine.address) for machine in muscles]
+        for member in nodes:
+            member.wait_for("Joined 12D3KooW")
+        scheduler.wait_for("Ready: ", timeout_s=120)
+        answer = subprocess.run(
+            [*brain.prefix, *COMMAND, "chat", "hello", "--temperature", "0", "--max-tokens", "16"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip()
+        status = subprocess.run(
+            [*brain.prefix, *COMMAND, "status", "--json"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        cluster = json.loads(status.stdout)
+        assert {node["name"] for node in cluster["node_list"]} == {"10.77.0.2", "10.77.0.3"}
+        (first, cut), (again, last) = sorted(node["layers"] for node in cluster["node_list"])
+        assert (first, again, last) == (0, cut, 4)
+        for process in (*nodes, scheduler):
+            assert process.end() == 0
+            assert not any("Traceback" in line for line in process.lines)
