@@ -20,12 +20,13 @@ log = logging.getLogger(__name__)
 SHARE_OF_FREE_MEMORY = 0.75  # the rest is for the system and for what others start
 SHARE_OF_FREE_GPU = 0.9
 MEASURE_S = 0.15  # for each of the two measurements
-COPY_BYTES = (4 << 20, 32 << 20, 256 << 20)  # the largest that fits the time counts
+COPY_BYTES = (4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
 MATRIX_SIZES = (128, 256, 512, 1024, 2048, 4096)
-REPEATS = 3
+LONG_ENOUGH_S = 1.5e-3
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 DeviceInfo = Mapping[str, str | int]
+Job = Callable[[], object]
 
 
 def measure_facts(node_id: str, *, name: str, memory_bytes: int | None) -> wire.NodeFacts:
@@ -121,45 +122,50 @@ def budget(kind: str, info: DeviceInfo, whole: int, memory_bytes: int | None) ->
 
 
 def measure_bandwidth(limit_s: float) -> float:
-    """Bytes per second at which memory is read: what bounds decode. Sums ever larger arrays."""
+    """Bytes per second at which memory is read: what bounds decode. Sums a large array."""
 
-    def rate(size_bytes: int) -> float:
+    def prepare(size_bytes: int) -> Job:
         array = mx.ones((size_bytes // 4,), dtype=mx.float32)
         mx.eval(array)
-        return size_bytes / _fastest(lambda: mx.eval(mx.sum(array)))
+        return lambda: mx.eval(mx.sum(array))
 
-    return _last_within(limit_s, COPY_BYTES, rate)
+    size_bytes, seconds = _fastest(limit_s, COPY_BYTES, prepare)
+    return size_bytes / seconds
 
 
 def measure_flops(limit_s: float) -> float:
-    """FLOP/s of a float32 matrix product: what bounds prefill. Multiplies ever larger squares."""
+    """FLOP/s of a float32 matrix product: what bounds prefill. Multiplies large squares."""
 
-    def rate(size: int) -> float:
+    def prepare(size: int) -> Job:
         square = mx.ones((size, size), dtype=mx.float32)
         mx.eval(square)
-        return 2 * size**3 / _fastest(lambda: mx.eval(square @ square))
+        return lambda: mx.eval(square @ square)
 
-    return _last_within(limit_s, MATRIX_SIZES, rate)
+    size, seconds = _fastest(limit_s, MATRIX_SIZES, prepare)
+    return 2 * size**3 / seconds
 
 
-def _last_within(limit_s: float, sizes: tuple[int, ...], rate: Callable[[int], float]) -> float:
-    """The rate at the largest size for which there is time: sizes grow eightfold at most."""
+def _fastest(
+    limit_s: float, sizes: tuple[int, ...], prepare: Callable[[int], Job]
+) -> tuple[int, float]:
+    """The first size that takes long enough to be timed, and its fastest run in seconds.
+
+    Long enough that starting a kernel does not count, and no longer, so that
+    some of many runs are not interrupted by whatever else this machine does.
+    """
     begin = time.perf_counter()
-    result = 0.0
     for size in sizes:
-        before = time.perf_counter()
-        result = rate(size)
-        now = time.perf_counter()
-        if now - begin + 8 * (now - before) > limit_s:
+        job = prepare(size)
+        job()  # compiles, and touches the memory
+        fastest = _time(job)
+        if fastest >= LONG_ENOUGH_S or time.perf_counter() - begin > limit_s:
             break
-    return result
+    while time.perf_counter() - begin < limit_s:
+        fastest = min(fastest, _time(job))
+    return size, fastest
 
 
-def _fastest(job: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few runs: the others were disturbed, or compiled."""
-    times = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - begin)
-    return max(min(times), 1e-9)
+def _time(job: Job) -> float:
+    begin = time.perf_counter()
+    job()
+    return max(time.perf_counter() - begin, 1e-9)
