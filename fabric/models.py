@@ -194,7 +194,7 @@ def _fetch(name: str, *, local_only: bool) -> Path | None:
         raise ModelNotFound(
             f"The model {name} could not be fetched",
             f"It is not in the local cache, and the hub did not answer: "
-            f"{reason[0] if reason else type(error).__name__}",
+            f"{reason[0].removeprefix('Got: ') if reason else type(error).__name__}",
             "Check the network connection, or give a local folder instead.",
             model=name,
         ) from error

@@ -66,10 +66,12 @@ class LargeSearch:
 
     @property
     def most_stages(self) -> int:
+        """No ring can have more stages than this."""
         return self._costs.most_stages
 
     @property
     def nodes(self) -> range:
+        """Every node's number."""
         return range(self._count)
 
     # ------------------------------------------------------------------- lines

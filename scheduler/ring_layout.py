@@ -38,7 +38,7 @@ def start(costs: StageCosts) -> Vector:
 def slower(reached: Vector, stage: Matrix) -> Vector:
     """Least slowest-stage time at each position after one more stage, which is not the last."""
     after: Vector = np.maximum(reached[:, None], stage).min(axis=0)
-    after[-1] = np.inf
+    after[-1] = np.inf  # nothing can follow there
     return after
 
 
@@ -65,7 +65,6 @@ def lay_out(costs: StageCosts, order: tuple[int, ...]) -> Layout | None:
     choices: list[NDArray[np.intp]] = []
     for stage in stages[:-1]:
         sums = spent[:, None] + np.where(stage <= step_s * (1 + SLACK), stage, np.inf)
-        sums[:, -1] = np.inf
         choices.append(sums.argmin(axis=0))
         spent = sums.min(axis=0)
     last = stages[-1][:, -1]

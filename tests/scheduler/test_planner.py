@@ -226,33 +226,36 @@ def test_a_small_cluster_is_planned_as_well_as_by_trying_everything(seed: int) -
         assert plan.latency_s == pytest.approx(value[1], rel=CLOSE)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_the_search_for_large_clusters_is_close_to_the_exact_one(seed: int) -> None:
-    chance = random.Random(seed)
-    layers = chance.choice([12, 24, 40])
-    nodes = [
-        node(
-            f"n{number}",
-            layers * 0.6 * GB * chance.choice([0.5, 1, 2, 4]),
-            chance.choice([60e9, 100e9, 200e9, 400e9, 800e9]),
-        )
-        for number in range(chance.choice([4, 5]))
-    ]
-    links = {
-        (a.node_id, b.node_id): LinkFacts(
-            chance.choice([2e-4, 1e-3, 5e-3, 2e-2]), chance.choice([1e8, 1e9])
-        )
-        for a, b in itertools.permutations(nodes, 2)
-        if seed % 2 and chance.random() < 0.5
-    }
-    case = Case(model(layers, first=GB, last=GB), nodes, links, None)
-    costs = StageCosts(case.model, case.nodes, links, None)
-    exact, large = ExactSearch(costs).best(1), LargeSearch(costs).best(1)
-    assert bool(exact) == bool(large)
-    rate = sum(1 / ring.step_s for ring in exact)
-    assert sum(1 / ring.step_s for ring in large) >= 0.85 * rate
-    if exact:
-        assert rate * REFERENCE_ROWS <= costs.bound_tokens_s() * (1 + CLOSE)
+def test_the_search_for_large_clusters_is_close_to_the_exact_one() -> None:
+    shares = []
+    for seed in range(40):
+        chance = random.Random(seed)
+        layers = chance.choice([12, 24, 40])
+        nodes = [
+            node(
+                f"n{number}",
+                layers * 0.6 * GB * chance.choice([0.5, 1, 2, 4]),
+                chance.choice([60e9, 100e9, 200e9, 400e9, 800e9]),
+            )
+            for number in range(chance.choice([4, 5]))
+        ]
+        links = {
+            (a.node_id, b.node_id): LinkFacts(
+                chance.choice([2e-4, 1e-3, 5e-3, 2e-2]), chance.choice([1e8, 1e9])
+            )
+            for a, b in itertools.permutations(nodes, 2)
+            if seed % 2 and chance.random() < 0.5
+        }
+        costs = StageCosts(model(layers, first=GB, last=GB), nodes, links, None)
+        exact, large = ExactSearch(costs).best(1), LargeSearch(costs).best(1)
+        assert bool(exact) == bool(large)
+        if exact:
+            rate = sum(1 / ring.step_s for ring in exact)
+            assert rate * REFERENCE_ROWS <= costs.bound_tokens_s() * (1 + CLOSE)
+            shares.append(sum(1 / ring.step_s for ring in large) / rate)
+    assert len(shares) > 30
+    assert min(shares) >= 0.85
+    assert sum(shares) / len(shares) >= 0.98
 
 
 # ------------------------------------------------------------ what people expect
@@ -278,6 +281,11 @@ def test_asking_for_more_nodes_than_can_take_part_gives_as_many_as_can() -> None
     nodes = [node(name, 5 * GB) for name in "abcd"]
     assert [len(ring) for ring in shape(make_plan(model(3), nodes, min_nodes=9))] == [3]
     assert [len(r) for r in shape(make_plan(model(8), nodes, cuts=[4], min_nodes=4))] == [2, 2]
+    unusable = [node(name, GB / 2) for name in "efg"]
+    plan = make_plan(model(4), [*nodes[:3], *unusable], min_nodes=6)
+    assert [len(ring) for ring in shape(plan)] == [3]
+    many = [node(f"n{i:02}", (5 if i < 8 else 0.5) * GB) for i in range(12)]
+    assert [len(ring) for ring in shape(make_plan(model(20), many, min_nodes=12))] == [8]
 
 
 def test_memory_decides_where_nodes_differ() -> None:
@@ -411,6 +419,22 @@ def test_a_large_cluster_that_barely_holds_the_model_is_still_used() -> None:
     check_honest(case, case.plan())
     with pytest.raises(ModelTooBig):
         make_plan(model(77, first=2 * GB, last=2 * GB), nodes)
+
+
+def test_small_pieces_of_memory_are_used_by_whole_layers() -> None:
+    nodes = [node(f"n{number:02}", 1.9 * GB) for number in range(20)]
+    case = Case(model(16), nodes, {}, None)
+    plan = case.plan()
+    check_honest(case, plan)
+    assert len(plan.rings[0].stages) == 16
+
+
+def test_the_only_node_that_can_hold_the_head_is_the_last_one() -> None:
+    nodes = [node("a", 12.2 * GB), *(node(f"n{number:02}", 1.9 * GB) for number in range(20))]
+    case = Case(model(16, last=10 * GB), nodes, {}, None)
+    plan = case.plan()
+    check_honest(case, plan)
+    assert plan.rings[0].stages[-1].node_id == "a"
 
 
 def test_a_thousand_nodes_are_planned_in_a_moment() -> None:

@@ -245,10 +245,32 @@ def test_late_words_of_a_ring_that_is_down_change_nothing() -> None:
     made.requeue_front(1)
     made.finished(1, 1)
     made.load(1, 5, 0)
+    assert made.waiting == 1
     made.ring_up(2, 1)
     assert made.dispatch(0.0) == [Dispatch(1, 2)]
+    assert made.ring_down(2) == [1]
+
+
+def test_an_end_on_an_earlier_ring_does_not_end_the_request_on_its_next_one() -> None:
+    made = router(1)
+    enqueue(made, 1)
+    sent(made)
+    made.ring_down(1)
+    made.requeue_front(1)
+    made.ring_up(2, 1)
+    sent(made)
     made.finished(1, 1)
     assert made.running == 1
+
+
+def test_an_end_frees_a_row_before_the_head_reports_it() -> None:
+    made = router(4)
+    enqueue(made, 1, 2)
+    sent(made)
+    made.load(1, 0, 2)
+    enqueue(made, 3, 4)
+    made.finished(1, 1)
+    assert sent(made) == [3]
 
 
 @pytest.mark.parametrize("seed", range(40))
