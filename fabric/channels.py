@@ -61,7 +61,6 @@ def _options(limits: Limits) -> list[tuple[str, int | str]]:
         ("grpc.keepalive_timeout_ms", int(limits.silence_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.optimization_target", "latency"),
     ]
 
 
