@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from parallax.fabric.errors import CutRefused
 from parallax.node import mlx_lm_seam as seam
@@ -51,7 +51,7 @@ class Stage:
         self._sample_carry = _zeros(self._carry_before(first, 2))
         self._splice = Splice(model, first, end)
         fresh = seam.new_caches(model)
-        probe = self._probe(2, fresh)
+        self._probe(2, fresh)
         self._slots = _assign([seam.is_filled(cache) for cache in fresh], fresh)
         self._ghosts: dict[int, Cache] = {
             slot: cache
@@ -59,8 +59,6 @@ class Stage:
             if self._slots.source[slot] is None
         }
         owned = [fresh[slot] for slot in self._slots.owned]
-        states = [a for c in owned for p in seam.parts(c) for a in seam.arrays(p)]
-        self._outputs: list[mx.array] = [*seam.named([probe]).values(), *states]
         self.can_batch = all(seam.can_merge(cache) for cache in owned)
         self.can_trim = all(part.is_trimmable() for c in owned for part in seam.parts(c))
 
@@ -98,23 +96,27 @@ class Stage:
         return self._splice.run(tokens, carry, full, stop=not (head and self.is_last))
 
     def parameters(self) -> Weights:
-        """The weights this stage needs: its layers', and of the rest those that its results use.
+        """The weights this stage needs: its layers', and of the rest those its results use."""
+        model = self._model
+        weights = seam.named(model.parameters())
 
-        To be asked while weights are lazy.
-        """
-        weights = seam.named(self._model.parameters())
-        layers = self._model.layers[self.first : self.end]
+        def small_pass(values: list[mx.array]) -> list[mx.array]:
+            model.update(tree_unflatten(list(zip(weights, values, strict=True))))
+            caches = seam.new_caches(model)
+            results = [self._probe(2, caches)]
+            parts = (part for slot in self.slots for part in seam.parts(caches[slot]))
+            return [*seam.named(results).values(), *(a for p in parts for a in seam.arrays(p))]
+
+        try:
+            used = reached(small_pass, weights)
+        finally:
+            model.update(tree_unflatten(list(weights.items())))
+        layers = model.layers[self.first : self.end]
         own = {id(a) for layer in layers for a in seam.named(layer.parameters()).values()}
-        used = reached(self._outputs, weights)
         return {n: value for n, value in weights.items() if n in used or id(value) in own}
-
-    def outputs(self) -> list[mx.array]:
-        """Unevaluated results of a first small pass, caches included: what a trace starts from."""
-        return self._outputs
 
     def warm_up(self) -> None:
         """One small pass, evaluated: compiles kernels and settles lazy constants."""
-        self._outputs = []
         cache = self.new_cache()
         mx.eval(self.forward(mx.zeros((1, 2), mx.uint32), self._sample_carry, cache, head=True))
         mx.eval([c.state for c in cache])
@@ -137,7 +139,6 @@ class Stage:
         """Lets the weights go; the stage cannot run afterwards."""
         self._splice.undo()
         del self._model, self._splice
-        self._outputs = []
         mx.clear_cache()
 
     def _probe(self, length: int, caches: Caches, carry: ArrayTree = None) -> Any:

@@ -129,11 +129,11 @@ class _Twin:
     def piece(self, first: int, end: int) -> Stage:
         """Some layers of it, with every weight they should not need poisoned."""
         model = self._copy()
-        own = set(Stage(model, first, end).parameters())
+        stage = Stage(model, first, end)
+        own = stage.parameters()
         poison = [(n, mx.full(w.shape, mx.nan)) for n, w in self._weights.items() if n not in own]
-        poisoned = self._copy()
-        poisoned.update(tree_unflatten(poison))
-        return Stage(poisoned, first, end)
+        model.update(tree_unflatten(poison))
+        return stage
 
     def lone(self, text: list[int], lengths: list[int]) -> list[mx.array]:
         """The whole model's logits for ``text``, in steps of these lengths."""

@@ -8,6 +8,7 @@ lazily loaded, and what belongs to the stage is evaluated, slice by slice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,8 @@ from parallax.node.mlx_lm_seam import Weights
 from parallax.node.stage import Stage, check_range
 from parallax.node.trace import reached
 from parallax.node.twin import check_cut
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
@@ -81,7 +84,7 @@ def load_stage(
     hollow = seam.build_model(folder, placeholders)
     check_range(hollow, first, end)
     verdict = check_cut(config, first, end, verdicts)
-    needed = _needed(Stage(hollow, first, end), placeholders)
+    needed = _needed(folder, Stage(hollow, first, end), placeholders)
     stage = Stage(seam.build_model(folder, _lazy_weights(folder, headers, needed)), first, end)
     stage.can_batch &= verdict.batches
     stage.can_trim &= verdict.trims
@@ -92,9 +95,21 @@ def load_stage(
     return stage
 
 
-def _needed(hollow: Stage, placeholders: Weights) -> set[str]:
+def _needed(folder: Path, hollow: Stage, placeholders: Weights) -> set[str]:
     """Names, as in the files, of the tensors that the stage's weights are made of."""
-    return reached([*hollow.outputs(), *hollow.parameters().values()], placeholders)
+    used = list(hollow.parameters())
+
+    def make(values: list[mx.array]) -> list[mx.array]:
+        raw = dict(zip(placeholders, values, strict=True))
+        made = seam.named(seam.build_model(folder, raw).parameters())
+        return [made[name] for name in used]
+
+    try:
+        return reached(make, placeholders)
+    except ModelBroken as error:
+        # A ``sanitize`` that looks at values cannot be followed; then any tensor may be needed.
+        log.debug("every file of %s is opened: %s", folder, error)
+        return set(placeholders)
 
 
 def _placeholders(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> Weights:
