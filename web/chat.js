@@ -6,8 +6,12 @@ import { count, duration } from "./words.js";
 
 const DEADLINE_MS = 660_000; // a little over the scheduler's own
 const METER_MS = 250;
+// Wilder than this, answers wander; the built-in model is too small for any chance at all.
+const TEMPERATURE = 0.7;
+const TEMPERATURE_BUILTIN = 0;
 const BROKEN = "The connection broke before the answer was complete.";
 
+const BUILTIN = "builtin";
 const IDEAS = ["What is the sea made of?", "Write a haiku about rain.", "What is 17 times 23?"];
 const IDEAS_BUILTIN = ["What is Parallax?", "Count to 20.", "Tell me a story.", "What is 3 + 4?"];
 
@@ -118,7 +122,7 @@ export function chat() {
       say(byId("empty-text"), invitation(status));
       if (ready !== model || byId("ideas").childElementCount === 0) {
         model = ready;
-        const ideas = ready === "builtin" ? IDEAS_BUILTIN : IDEAS;
+        const ideas = ready === BUILTIN ? IDEAS_BUILTIN : IDEAS;
         byId("ideas").replaceChildren(
           ...ideas.map((idea) => {
             const button = make("button", "", idea);
@@ -156,7 +160,13 @@ async function stream(model, history, exchange, signal, meter, onText) {
       { role: "assistant", content: past.answer },
     ]);
   messages.push({ role: "user", content: exchange.question });
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+  const body = {
+    model,
+    messages,
+    temperature: model === BUILTIN ? TEMPERATURE_BUILTIN : TEMPERATURE,
+    stream: true,
+    stream_options: { include_usage: true },
+  };
   const response = await request("v1/chat/completions", { ...posted(body), signal });
   let finish = "";
   for await (const data of whole(events(response.body))) {

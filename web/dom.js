@@ -46,7 +46,8 @@ export function keep(parent, items, key, create, update) {
     old.delete(name);
     child.dataset.key = name;
     update(child, item, index);
-    if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
+    const there = parent.children[index] ?? null;
+    if (there !== child) parent.insertBefore(child, there);
   });
   for (const child of old.values()) child.remove();
 }

@@ -65,6 +65,7 @@ export function cluster() {
       document.body.classList.remove("lost");
       const { tone, text } = summary(status);
       byId("state").dataset.tone = tone;
+      byId("state").ariaLive = text.endsWith("%") ? "off" : "polite"; // not each percent aloud
       say(byId("state"), text);
       sayOrHide(byId("problem"), status.problem);
       sayOrHide(byId("notice"), status.notice);
@@ -156,10 +157,14 @@ function updateNodes(status) {
     byId("nodes"),
     rows,
     (node, index) => node?.node_id ?? `place ${index}`,
-    () =>
-      make("li", "node", make("i", "dot"), make("strong"), make("span", "facts"), make("span", "doing")),
+    makeNode,
     updateNode,
   );
+}
+
+function makeNode() {
+  const parts = [make("strong"), make("span", "facts"), make("span", "doing")];
+  return make("li", "node", make("i", "dot"), ...parts);
 }
 
 function updateNode(element, node) {

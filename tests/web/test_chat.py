@@ -42,7 +42,7 @@ def finished(page: Page) -> None:
 
 
 def test_the_page_shows_exactly_the_text_that_the_api_gives(page: Page, cluster: Cluster) -> None:
-    fields: dict[str, Any] = {"seed": 7, "max_tokens": 60, "ignore_eos": True}
+    fields: dict[str, Any] = {"seed": 7, "temperature": 1, "max_tokens": 60, "ignore_eos": True}
     expected = cluster.chat("Hello\nthere", **fields)
     open_ready(page, cluster)
     add_fields(page, **fields)

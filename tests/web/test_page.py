@@ -145,6 +145,17 @@ def test_numbers_read_well(page: Page, cluster: Cluster) -> None:
     assert dict(zip(WORDS, found, strict=True)) == WORDS
 
 
+def test_a_model_that_is_not_there_is_refused_in_words(page: Page, cluster: Cluster) -> None:
+    page.goto(cluster.url)
+    page.get_by_text("Change the model").click()
+    page.get_by_role("combobox", name="Model").select_option("Another model…")
+    page.get_by_label("Hub id, or folder on the scheduler").fill("/nowhere/at/all")
+    page.get_by_role("button", name="Switch").click()
+    expect(page.locator("#choose-error")).to_contain_text("/nowhere/at/all")
+    expect(page.locator("#model-name")).to_have_text("tiny")
+    expect(page.get_by_role("button", name="Switch")).to_be_enabled()
+
+
 NODE = {
     "node_id": "a",
     "name": "<b>studio</b>",
