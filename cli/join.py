@@ -12,7 +12,6 @@ from parallax.cli.console import configure_logging
 from parallax.cli.serving import serve
 from parallax.fabric.discovery import parse_target
 from parallax.fabric.settings import NodeSettings, load
-from parallax.node.service import serve_node
 
 
 def command(
@@ -58,4 +57,7 @@ def command(
     configure_logging(settings.log_level)
     if settings.scheduler is not None:
         parse_target(settings.scheduler)  # a misprint is said before anything is measured
+    # Only now: it takes seconds to import, and a misprint should be told at once.
+    from parallax.node.service import serve_node
+
     serve(partial(serve_node, settings), settings, with_parent=with_parent)

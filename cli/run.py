@@ -11,7 +11,6 @@ from parallax.cli import flags
 from parallax.cli.console import configure_logging
 from parallax.cli.serving import serve
 from parallax.fabric.settings import SchedulerSettings, load
-from parallax.scheduler.app import serve_scheduler
 
 
 def command(
@@ -50,4 +49,7 @@ def command(
         },
     )
     configure_logging(settings.log_level)
+    # Only now: it takes seconds to import, and a misprint should be told at once.
+    from parallax.scheduler.app import serve_scheduler
+
     serve(partial(serve_scheduler, settings), settings, with_parent=with_parent)
