@@ -206,24 +206,31 @@ class LargeSearch:
         return more
 
     def _reach(self, line: Sequence[int]) -> tuple[int, ...] | None:
-        """The first ring that fits: each node in turn takes as much as it holds.
+        """A ring that fits, if one is found: each node in turn takes as much as it holds.
 
-        Taking the most is best for a given order. The node that closes the ring
-        also holds the head, so a large one is tried in that place.
+        Taking the most is best for a given order. The node that opens the ring
+        also holds the embedding, so large ones are tried there; the rest come
+        from large to small and the other way, which keeps a large one for the head.
         """
-        for closer in (None, *line[:3]):
-            order: list[int] = []
-            position = 0
-            for node in line:
-                ending = node if closer is None else closer
-                if np.isfinite(self._costs.compute(ending)[position, -1]):
-                    return (*order, ending)
-                if node == closer:
-                    continue
-                fitting = np.flatnonzero(np.isfinite(self._costs.compute(node)[position, :-1]))
-                if fitting.size:
-                    order.append(node)
-                    position = int(fitting[-1])
+        for opener in line[:3]:
+            others = [node for node in line if node != opener]
+            for between in (others, others[::-1]):
+                order = self._reach_in((opener, *between))
+                if order is not None:
+                    return order
+        return None
+
+    def _reach_in(self, line: Sequence[int]) -> tuple[int, ...] | None:
+        order: list[int] = []
+        position = 0
+        for node in line:
+            seconds = self._costs.compute(node)[position]
+            if np.isfinite(seconds[-1]):
+                return (*order, node)
+            fitting = np.flatnonzero(np.isfinite(seconds[:-1]))
+            if fitting.size:
+                order.append(node)
+                position = int(fitting[-1])
         return None
 
 

@@ -228,7 +228,7 @@ def test_a_small_cluster_is_planned_as_well_as_by_trying_everything(seed: int) -
 
 def test_the_search_for_large_clusters_is_close_to_the_exact_one() -> None:
     shares = []
-    for seed in range(40):
+    for seed in range(30):
         chance = random.Random(seed)
         layers = chance.choice([12, 24, 40])
         nodes = [
@@ -237,7 +237,7 @@ def test_the_search_for_large_clusters_is_close_to_the_exact_one() -> None:
                 layers * 0.6 * GB * chance.choice([0.5, 1, 2, 4]),
                 chance.choice([60e9, 100e9, 200e9, 400e9, 800e9]),
             )
-            for number in range(chance.choice([4, 5]))
+            for number in range(6)
         ]
         links = {
             (a.node_id, b.node_id): LinkFacts(
@@ -253,9 +253,28 @@ def test_the_search_for_large_clusters_is_close_to_the_exact_one() -> None:
             rate = sum(1 / ring.step_s for ring in exact)
             assert rate * REFERENCE_ROWS <= costs.bound_tokens_s() * (1 + CLOSE)
             shares.append(sum(1 / ring.step_s for ring in large) / rate)
-    assert len(shares) > 30
-    assert min(shares) >= 0.85
-    assert sum(shares) / len(shares) >= 0.98
+    assert len(shares) > 20
+    assert min(shares) >= 0.9
+    assert sum(shares) / len(shares) >= 0.985
+
+
+@pytest.mark.parametrize("seed", [19, 118, 187, 254, 261, 300, 573, 692, 724, 1018])
+def test_memory_that_only_just_suffices_is_found_by_the_large_search_too(seed: int) -> None:
+    """Cases, met in thousands of random ones, in which no piece of a line is a ring."""
+    chance = random.Random(seed)
+    count, layers = chance.choice([3, 4, 5]), chance.choice([8, 12])
+    first, last = chance.choice([0, 1, 3, 6]) * GB, chance.choice([0, 1, 3, 6]) * GB
+    share = (layers * GB + first + last) / count
+    nodes = [
+        node(f"n{i}", share * chance.choice([0.3, 0.6, 1, 1.5, 2.2]), chance.choice([1e11, 4e11]))
+        for i in range(count)
+    ]
+    inner = range(1, layers)
+    cuts = None if chance.random() < 0.7 else chance.sample(inner, chance.randint(1, layers - 1))
+    made = model(layers, first=first, last=last, cache=4096, flops=1e9)
+    costs = StageCosts(made, nodes, {}, cuts)
+    assert ExactSearch(costs).best(1)
+    assert LargeSearch(costs).best(1)
 
 
 # ------------------------------------------------------------ what people expect
