@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-READY_S = 120.0
+READY_S = 60.0
 
 
 class Process:

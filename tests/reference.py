@@ -39,7 +39,9 @@ class Reference:
             answer.append(int(token))
         return answer
 
-    def sampled(self, text: str, tokens: int, sampling: wire.Sampling) -> list[int]:
+    def sampled(
+        self, text: str, tokens: int, sampling: wire.Sampling, *, ends: bool = True
+    ) -> list[int]:
         """Token ids by Parallax's sampler over mlx-lm's own logits."""
         prompt = self.prompt(text)
         cache = make_prompt_cache(self.model)
@@ -47,7 +49,7 @@ class Reference:
         answer: list[int] = []
         while len(answer) < tokens:
             token = draw(logits, sampling, prompt, answer)
-            if token in self.tokenizer.eos_token_ids:
+            if ends and token in self.tokenizer.eos_token_ids:
                 break
             answer.append(token)
             logits = self.model(mx.array([[token]]), cache=cache)[0, -1]
@@ -55,5 +57,5 @@ class Reference:
 
     def text(self, ids: list[int]) -> str:
         """What the ids say."""
-        said: str = self.tokenizer.decode(ids)
+        said: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return said

@@ -19,7 +19,14 @@ PROMPTS = [
     "x" * 200,
     "The quick brown fox jumps over the lazy dog. " * 9,
 ]
-SAMPLED = {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "seed": 1234}
+SAMPLED = {
+    "temperature": 2.0,
+    "top_p": 0.99,
+    "top_k": 100,
+    "presence_penalty": 1.5,
+    "frequency_penalty": 1.0,
+    "seed": 1234,
+}  # penalties make a random model's text varied
 
 
 def sampling_of(fields: dict[str, float]) -> wire.Sampling:

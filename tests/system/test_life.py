@@ -28,11 +28,12 @@ def kill_stage(cluster: Cluster, stage: int) -> None:
 def test_a_killed_node_costs_a_pause_and_not_a_token(
     stage: int, model: Path, reference: Reference
 ) -> None:
-    tokens = 300
-    expected = reference.sampled(PROMPTS[1], tokens, sampling_of(SAMPLED))
+    tokens = 600
+    expected = reference.sampled(PROMPTS[1], tokens, sampling_of(SAMPLED), ends=False)
     with boot(model, nodes=2) as cluster, ThreadPoolExecutor(1) as pool:
         before = cluster.status()["rings"][0]["epoch"]
-        answer = pool.submit(cluster.chat, PROMPTS[1], max_tokens=tokens, **SAMPLED)
+        fields = {"max_tokens": tokens, "ignore_eos": True, **SAMPLED}
+        answer = pool.submit(lambda: cluster.chat(PROMPTS[1], **fields))
         cluster.wait(lambda s: any(r["load"]["decoding"] for r in s["rings"]))
         kill_stage(cluster, stage)
         said = answer.result(timeout=120)
