@@ -187,6 +187,8 @@ def _explained(error: ValidationError, flags: Mapping[str, object]) -> BadSettin
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"].startswith("byte_size"):
+        reason = "It is no size such as 8GB, 512MB or a number of bytes"
     if not place:
         return BadSetting("The settings contradict each other", reason, "Change one of them")
     key = ".".join(place)
@@ -194,7 +196,7 @@ def _explained(error: ValidationError, flags: Mapping[str, object]) -> BadSettin
     return BadSetting(
         f"The setting '{key}' has a wrong value: {first['input']!r} ({found})",
         reason,
-        f"Correct it there, or see 'parallax doctor' for what {place[0]} can be",
+        "Correct it there; --help says what it can be",
         setting=key,
     )
 

@@ -11,6 +11,7 @@ import pytest
 from parallax.cli.tables import layers, size
 from tests.cli.canned import EMPTY, STATUS, canned, message
 from tests.cli.processes import parallax
+from tests.cli.terminals import terminal
 
 
 @pytest.mark.parametrize("verb", ["status", "nodes", "models", "chat"])
@@ -68,6 +69,16 @@ def test_watching_prints_a_line_for_each_message_where_there_is_no_terminal(
     with canned() as cluster:
         done = parallax(tmp_path, "status", "--watch", "--url", cluster.url)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [STATUS, EMPTY]
+
+
+def test_watching_on_a_terminal_shows_tables(tmp_path: Path) -> None:
+    with (
+        canned() as cluster,
+        terminal(tmp_path, "status", "--watch", "--url", cluster.url, kind="xterm") as screen,
+    ):
+        screen.wait_for("reading 25%")
+        screen.wait_for("No nodes yet")
+        assert screen.process.wait(10) == 0
 
 
 def test_models_marks_the_one_that_is_served(tmp_path: Path) -> None:

@@ -161,8 +161,9 @@ def test_memory_is_understood(text: object, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["lots", "-1", "0", "8 parsecs"])
 def test_a_wrong_memory_is_an_error(text: str) -> None:
-    with pytest.raises(BadSetting, match="memory"):
+    with pytest.raises(BadSetting, match="(8GB, 512MB|greater than 0)") as caught:
         load(NodeSettings, {"memory": text})
+    assert caught.value.fields == {"setting": "memory"}
 
 
 @pytest.mark.parametrize(
