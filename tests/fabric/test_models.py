@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +256,123 @@ def test_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     change_config(folder, model_file=None, auto_map={"AutoModel": "evil.Model"})
     resolve(str(folder), state_dir=tmp_path)
     assert not trace.exists()
+
+
+RESOLVE = """
+import sys
+from pathlib import Path
+from parallax.fabric.errors import ParallaxError
+from parallax.fabric.models import resolve
+try:
+    model = resolve("someone/tiny", state_dir=Path(sys.argv[1]))
+    print(model.name, model.digest, *sorted(path.name for path in model.path.iterdir()))
+except ParallaxError as error:
+    print(type(error).__name__, error.sentence)
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as a download needs: the commit, the list of files, the files."""
+
+    folder: Path
+    refusal: tuple[int, str] | None = None
+
+    def do_GET(self) -> None:
+        if self.refusal is not None:
+            self.answer(b"{}", status=self.refusal[0], headers={"X-Error-Code": self.refusal[1]})
+            return
+        name = self.path.split("?")[0].rsplit("/", 1)[1]
+        files = sorted(self.folder.iterdir())
+        if "/resolve/" in self.path:
+            body = (self.folder / name).read_bytes()
+            tag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+            self.answer(body, headers={"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+        elif "/tree/" in self.path:
+            listed = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name}
+                for f in files
+            ]
+            self.answer(json.dumps(listed).encode())
+        else:
+            siblings = [{"rfilename": file.name} for file in files]
+            facts = {"id": "someone/tiny", "sha": COMMIT, "siblings": siblings}
+            self.answer(json.dumps(facts).encode())
+
+    do_HEAD = do_GET
+
+    def answer(
+        self, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+
+@contextmanager
+def hub(folder: Path, refusal: tuple[int, str] | None = None) -> Iterator[str]:
+    handler = type("ThisHub", (Hub,), {"folder": folder, "refusal": refusal})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def resolve_from(endpoint: str, tmp_path: Path) -> str:
+    """What a process of its own makes of ``someone/tiny`` with this hub and an empty cache."""
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, str(tmp_path / "state")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_hub_id_is_fetched_without_its_code(folder: Path, tmp_path: Path) -> None:
+    (folder / "evil.py").write_text("raise SystemExit(7)")
+    (folder / "pytorch_model.bin").write_bytes(b"unwanted")
+    with hub(folder) as endpoint:
+        name, digest, *files = resolve_from(endpoint, tmp_path).split()
+    assert name == "someone/tiny"
+    assert digest == resolve(str(folder), state_dir=tmp_path).digest
+    assert {"config.json", "tokenizer.json", "model-00002-of-00002.safetensors"} <= set(files)
+    assert not {"evil.py", "pytorch_model.bin"} & set(files)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, "RepoNotFound", "The hub has no model someone/tiny"),
+        (403, "GatedRepo", "The hub does not give out someone/tiny"),
+        (500, "Broken", "could not be fetched"),
+    ],
+)
+def test_a_hub_that_refuses_is_quoted(
+    status: int, code: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    with hub(folder, (status, code)) as endpoint:
+        said = resolve_from(endpoint, tmp_path)
+    assert said.startswith("ModelNotFound")
+    assert message in said
