@@ -123,6 +123,24 @@ def test_a_scheduler_on_another_network_is_not_found(
         assert find(tmp_path, machines[0], 2)["error"] == "SchedulerNotFound"
 
 
+def test_the_doctor_sees_the_interface_and_the_scheduler(
+    tmp_path: Path, machines: list[Machine]
+) -> None:
+    with advertising(tmp_path, machines[0], SCHEDULER_ID, "studio"):
+        done = subprocess.run(
+            [*machines[1].prefix, *COMMAND, "doctor"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout
+    assert "ok    ethernet: 10.77.0.2 (eth0)" in done.stdout
+    assert f"ok    schedulers: studio ({SCHEDULER_ID})" in done.stdout
+
+
 def test_nodes_that_are_told_nothing_join_their_scheduler_and_a_chat_completes(
     tmp_path: Path, machines: list[Machine]
 ) -> None:
