@@ -63,6 +63,7 @@ class Reporter:
                 rings = {0: "", 1: ", on 1 ring"}.get(event.rings, f", on {event.rings} rings")
                 self._note(f"Ready: {event.model}{rings}", "green")
             case Problem():
+                self.close()  # what failed does not come to its end; what goes on comes back
                 self._problem(event.error.sentence)
             case Stopped():
                 self.close()
