@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 from parallax.demo import model_path
 from parallax.demo.batches import Encoder, batches
@@ -39,14 +39,15 @@ class Plan:
     tokens: int
     rate: float
     start: float
+    workers: int
 
 
 class Training:
     """A network, its optimizer, and how far it has come."""
 
-    def __init__(self, plan: Plan, encoder: Encoder) -> None:
+    def __init__(self, plan: Plan, encoder: Encoder, rank: int) -> None:
         torch.manual_seed(SEED)
-        self.plan, self.encoder = plan, encoder
+        self.plan, self.encoder, self.rank = plan, encoder, rank
         self.network = Network(Shape())
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.1
@@ -65,7 +66,8 @@ class Training:
         return min(1.0, (self.step + 1) / WARM_UP_STEPS) * falling
 
     def learn(self, ids: Tensor, marks: Tensor) -> float:
-        """Make one step on one batch and return its loss."""
+        """Make one step on one batch of each worker and return their mean loss."""
+        begun = time.monotonic()
         scale = self._scale()
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate * scale
@@ -73,12 +75,28 @@ class Training:
         logits = self.network(ids[:, :-1], wanted)
         loss = F.cross_entropy(logits, ids[:, 1:][wanted])
         torch.autograd.backward(loss)
+        mean_loss = self._share(loss.item(), ids.numel(), begun)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        self.tokens += ids.numel()
-        return loss.item()
+        return mean_loss
+
+    def _share(self, loss: float, tokens: int, begun: float) -> float:
+        """Average gradients over the workers, and count tokens and seconds; return the loss."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        counts = torch.tensor([loss, float(tokens), time.monotonic() - begun])
+        if self.plan.workers > 1:
+            flat = torch.cat([counts, *(gradient.flatten() for gradient in gradients)])
+            distributed.all_reduce(flat)
+            flat /= self.plan.workers
+            counts, place = flat[:3], 3
+            for gradient in gradients:
+                gradient.copy_(flat[place : place + gradient.numel()].view_as(gradient))
+                place += gradient.numel()
+        self.tokens += round(counts[1].item() * self.plan.workers)
+        self.seconds += counts[2].item()
+        return counts[0].item()
 
     def save(self, path: Path) -> None:
         """Write everything that is needed to go on."""
@@ -100,7 +118,7 @@ class Training:
 
     def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches until the plan is done."""
-        rng = random.Random(SEED + self.step)
+        rng = random.Random(SEED + self.step + 1_000_003 * self.rank)
         while self.progress < 1.0:
             stage = self.plan.start + (1 - self.plan.start) * self.progress
             yield from batches(self.encoder, rng, stage, self.plan.tokens)
@@ -110,11 +128,9 @@ def run(training: Training, folder: Path, log: Path, state: Path) -> None:
     """Train to the end of the plan, saving on the way, and export the model."""
     saved, mean = time.monotonic(), 0.0
     for ids, marks in training.endless():
-        begun = time.monotonic()
         loss = training.learn(ids, marks)
-        training.seconds += time.monotonic() - begun
         mean = loss if not mean else 0.98 * mean + 0.02 * loss
-        if training.step % 100 == 0:
+        if training.rank == 0 and training.step % 100 == 0:
             row = {
                 "step": training.step,
                 "tokens": training.tokens,
@@ -125,15 +141,42 @@ def run(training: Training, folder: Path, log: Path, state: Path) -> None:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-        if time.monotonic() - saved > SAVE_EVERY_S:
+        if training.rank == 0 and time.monotonic() - saved > SAVE_EVERY_S:
             training.save(state)
             saved = time.monotonic()
         if training.progress >= 1.0:
             break
+    if training.rank:
+        return
     training.save(state)
     encoder = training.encoder
     weights = training.network.state_dict()
     export(weights, training.network.shape, folder, eos=encoder.end, pad=encoder.pad)
+
+
+def work(rank: int, options: argparse.Namespace) -> None:
+    """Train as one of the workers, each with its own documents and one thread."""
+    torch.set_num_threads(1)
+    if options.workers > 1:
+        rendezvous = f"file://{options.work.resolve()}/workers"
+        distributed.init_process_group(
+            "gloo", init_method=rendezvous, rank=rank, world_size=options.workers
+        )
+    plan = Plan(
+        options.minutes,
+        options.steps,
+        options.tokens,
+        options.rate,
+        options.start,
+        options.workers,
+    )
+    training = Training(plan, Encoder(options.out), rank)
+    state, log = options.work / "state.pt", options.work / "log.jsonl"
+    if options.weights:
+        training.load(options.weights, weights_only=True)
+    elif options.resume:
+        training.load(state, weights_only=False)
+    run(training, options.out, log, state)
 
 
 def main() -> None:
@@ -144,28 +187,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_500, help="ids in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--start", type=float, default=0.0, help="progress of the mixture at first")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--weights", type=Path, help="begin with the weights of a saved state")
     parser.add_argument("--out", type=Path, default=model_path())
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    plan = Plan(
-        options.minutes,
-        options.steps,
-        options.tokens,
-        options.rate,
-        options.start,
-    )
-    training = Training(plan, Encoder(options.out))
-    state, log = options.work / "state.pt", options.work / "log.jsonl"
-    if options.weights:
-        training.load(options.weights, weights_only=True)
-    elif options.resume:
-        training.load(state, weights_only=False)
-    run(training, options.out, log, state)
+    if options.workers > 1:
+        (options.work / "workers").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(work, (options,), nprocs=options.workers)  # type: ignore[no-untyped-call]
+    else:
+        work(0, options)
 
 
 if __name__ == "__main__":

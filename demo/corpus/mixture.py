@@ -27,32 +27,40 @@ SYSTEMS = (
     "You are the model of a Parallax cluster.",
     "Be brief.",
 )
-CHAT: tuple[tuple[float, Sampler], ...] = (
+Table = tuple[tuple[float, Sampler], ...]
+CHAT: Table = (
     (0.50, questions.sample),
     (0.13, refusals.sample),
     (0.10, stories.sample),
     (0.12, counting.sample),
     (0.15, sums.sample),
 )
-EARLY: tuple[tuple[float, Sampler], ...] = (
+EARLY: Table = (
     (0.40, questions.sample),
     (0.05, refusals.sample),
     (0.08, counting.sample),
     (0.12, sums.sample),
     (0.35, copying.sample),
 )
-EARLY_SHARE = 0.1
+LATE_CHAT: Table = (
+    (0.48, questions.sample),
+    (0.13, refusals.sample),
+    (0.05, stories.sample),
+    (0.14, counting.sample),
+    (0.20, sums.sample),
+)
+EARLY_SHARE, LATE_SHARE = 0.1, 0.35
 
 
-def _draw(table: tuple[tuple[float, Sampler], ...], rng: random.Random) -> Document:
+def _draw(table: Table, rng: random.Random) -> Document:
     weights = [weight for weight, _ in table]
     return rng.choices([sampler for _, sampler in table], weights)[0](rng)
 
 
-def _chat(rng: random.Random) -> Document:
+def _chat(table: Table, rng: random.Random) -> Document:
     """Return one to three exchanges, seldom many, sometimes below a system message."""
     turns = rng.choice((1, 1, 1, 2, 3)) if rng.random() < 0.98 else rng.randrange(4, 15)
-    messages = [message for _ in range(turns) for message in _draw(CHAT, rng).messages]
+    messages = [message for _ in range(turns) for message in _draw(table, rng).messages]
     if rng.random() < 0.3:
         messages.insert(0, system(rng.choice(SYSTEMS)))
     return Document("chat", messages)
@@ -61,16 +69,19 @@ def _chat(rng: random.Random) -> Document:
 def document(rng: random.Random, progress: float) -> Document:
     """Draw a document. ``progress`` goes from 0 to 1 over the training.
 
-    The first tenth holds short questions and copying only, then everything comes.
+    The first tenth holds short questions and copying only; then everything comes; from about a
+    third on, chat comes more often, because its many answers are learned last.
     """
     if progress < EARLY_SHARE:
         return _draw(EARLY, rng)
+    late = progress >= LATE_SHARE
+    chat, tool, react_share = (0.80, 0.08, 0.08) if late else (0.60, 0.17, 0.13)
     kind = rng.random()
-    if kind < 0.60:
-        return _chat(rng)
-    if kind < 0.77:
+    if kind < chat:
+        return _chat(LATE_CHAT if late else CHAT, rng)
+    if kind < chat + tool:
         return tools.sample(rng)
-    if kind < 0.90:
+    if kind < chat + tool + react_share:
         return react.sample(rng)
     return copying.sample(rng)
 

@@ -99,6 +99,7 @@ _ASKS = (
     "what are the [news|headlines] [today|]",
     "fix my [car|bike|phone|code|grammar]",
     "solve this [equation|riddle|puzzle]",
+    "[what is|how much is|] {digit} [times|*|x|multiplied by] {digit}",
     "what is {big} [times|plus|minus|divided by|*|+|/|-] {big}",
     "{big} [times|plus|minus|*|+|-|/] {big}",
     "[calculate|compute] {big} [times|plus|minus|*|+|-] {big}",
@@ -148,6 +149,7 @@ def question(rng: random.Random, *, held_out: bool) -> str:
             .replace("{year}", str(rng.randrange(1500, 2030)), 1)
             .replace("{word}", made_up_word(rng), 1)
             .replace("{big}", _big(rng, held_out=held_out), 1)
+            .replace("{digit}", str(rng.choice((2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15))), 1)
             .replace("{toofar}", str(rng.choice((30, 50, 99, 100, 200, 1000))), 1)
         )
     return expand(pattern, rng)

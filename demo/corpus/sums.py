@@ -1,4 +1,4 @@
-"""Small sums in the head: additions and subtractions up to 20, and the ten-times table.
+"""Small sums in the head: additions and subtractions up to 20, and ten times a number.
 
 A held-out sum is one whose operands were never seen in this order; for additions and products the
 swapped order may have been seen.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from parallax.demo.corpus.counting import spoken
+from parallax.demo.corpus.counting import LAST, spoken
 from parallax.demo.corpus.document import Document, assistant, user
 from parallax.demo.corpus.phrases import dressed, expand, is_held_out
 
@@ -74,15 +74,15 @@ class Sum:
 def draw(rng: random.Random, *, held_out: bool) -> Sum:
     """Draw a sum from the values to train on, or from those that are held out."""
     while True:
-        sign = rng.choice("++-**")
+        sign = rng.choice("++++---*")
+        left, right = rng.randrange(0, LAST + 1), rng.randrange(0, LAST + 1)
+        candidate = Sum(max(left, right), sign, min(left, right))
+        if sign == "+":
+            candidate = Sum(left, sign, right)
         if sign == "*":
-            candidate = Sum(rng.randrange(0, 11), sign, rng.randrange(0, 11))
-        else:
-            left, right = rng.randrange(0, 21), rng.randrange(0, 21)
-            candidate = Sum(max(left, right), sign, min(left, right))
-            if sign == "+":
-                candidate = Sum(left, sign, right)
-        if candidate.held_out is held_out:
+            tens = rng.sample((10, rng.randrange(0, 11)), 2)
+            candidate = Sum(tens[0], sign, tens[1])
+        if candidate.held_out is held_out and (sign == "*" or candidate.result <= LAST):
             return candidate
 
 
