@@ -97,7 +97,7 @@ class _Flight:
     tokens: int
     lane: Lane | None = None
     rows: tuple[Sequence, ...] = ()
-    sent_at: float = 0.0
+    sent_at: float | None = None  # of a beat whose round trip is measured
 
 
 @dataclass(slots=True)
@@ -192,8 +192,9 @@ class Conductor:
         flight = self._flights.pop(frame.number)
         self._tokens_in_flight -= flight.tokens
         if flight.kind == wire.BEAT:
-            self._beats_in_flight -= 1
-            self.round_trip_s = now - flight.sent_at
+            if flight.sent_at is not None:
+                self._beats_in_flight -= 1
+                self.round_trip_s = now - flight.sent_at
         elif flight.lane is not None:
             flight.lane.in_flight = False
             for sequence, token in zip(flight.rows, frame.tokens, strict=True):
@@ -397,7 +398,7 @@ class Conductor:
         self._next_number += 1
         self._flights[frame.number] = flight
         self._tokens_in_flight += flight.tokens
-        self._beats_in_flight += flight.kind == wire.BEAT
+        self._beats_in_flight += flight.sent_at is not None
         out.frames.append(frame)
 
 

@@ -50,6 +50,7 @@ from parallax.scheduler.reconciler import (
     RingUp,
 )
 from parallax.scheduler.shape import shape_of
+from parallax.scheduler.speeds import level
 from parallax.scheduler.stage_metrics import StageMetrics
 from parallax.scheduler.status import status_of
 from parallax.scheduler.store import Choice, Store
@@ -297,7 +298,7 @@ class ClusterService:
         try:
             plan = make_plan(
                 chosen.facts,
-                free,
+                level(free),
                 self._paths,
                 cuts=chosen.cuts,
                 min_nodes=min(wanted, len(free)),

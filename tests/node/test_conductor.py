@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
+
 from parallax.node.conductor import Conductor, Output
 from parallax.proto import wire_pb2 as wire
 
@@ -205,7 +207,7 @@ def test_a_long_prompt_is_in_every_stage_at_once_and_does_not_hold_up_decoding()
     assert sum(f.kind == wire.PREFILL for f in ring.frames) == 4
     ring.run_out()
     first = [n for n, kind in enumerate(ring.kinds) if kind == wire.DECODE]
-    gaps = [b - a for a, b in zip(first, first[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(first)]
     assert max(gaps) <= 5, "a decode step waited behind more chunks than there are stages"
 
 
@@ -247,3 +249,17 @@ def test_orphans_are_dropped_without_a_word() -> None:
     assert ring.conductor.idle
     assert not ring.caches
     assert not ring.ends
+
+
+def test_only_beats_measure_the_round_trip() -> None:
+    ring = make_ring()
+    ring.take(ring.conductor.beat(5.0))
+    assert ring.conductor.beat(6.0).frames == [], "one beat at a time"
+    frame = ring.frames.popleft()
+    ring.conductor.returned(wire.Frame(number=frame.number), now=5.25)
+    assert ring.conductor.round_trip_s == 0.25
+    ring.expected += 1
+    ring.take(ring.conductor.submit(submit(1, list(range(1, 50)))))
+    ring.take(ring.conductor.cancel(wire.Cancel(request=1, attempt=1)))
+    ring.run_out()
+    assert ring.conductor.round_trip_s == 0.25
