@@ -103,6 +103,12 @@ class Runner:
 
     def _prefill(self, frame: wire.Frame) -> wire.Frame:
         length = self._length(frame)
+        if frame.rows != 1:
+            raise FrameRefused(
+                f"A chunk of one sequence has one row, not {frame.rows}",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
         caches = self._lanes.prefill(frame.sequence, length)
         output = self._forward(frame, length, caches, head=False)
         _settle([] if self._last else [output], [caches, *self._lanes.changed()])

@@ -4,7 +4,8 @@ The draw at position p of an answer depends on the logits there, the history, th
 and (seed, p), and on nothing else: not on the batch, the row, the lane, the cut, or on how often
 the answer was taken up again by another ring.
 
-Order: logit bias, repetition, presence and frequency penalties; log-probabilities; top-p, min-p,
+Order: logit bias (-100 or less bans); the repetition penalty over prompt and answer; presence and
+frequency penalties over the answer, as OpenAI defines them; log-probabilities; top-p, min-p,
 top-k (mlx-lm's order and mathematics, ``mlx_lm/sample_utils.py``; its own functions are compiled
 around the global random state of one thread, so they are written out here); then, at the
 temperature, the Gumbel-max draw. Temperature 0 takes the likeliest token, the lowest id of equals.
@@ -13,7 +14,6 @@ temperature, the Gumbel-max draw. Temperature 0 takes the likeliest token, the l
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -63,15 +63,18 @@ class TokenChooser:
         self._frequency = sampling.frequency_penalty
         self._repetition = sampling.repetition_penalty or 1.0
         self._bias = dict(sampling.logit_bias)
-        self._counts = Counter(generated)
-        self._seen = dict.fromkeys((*prompt, *generated)) if self._repetition != 1.0 else {}
         self._position = len(generated)
+        self._looks_back = self._presence or self._frequency or self._repetition != 1.0
+        # How often each token of the vocabulary occurs, once its size is known.
+        self._prompt = tuple(prompt) if self._repetition != 1.0 else ()
+        self._generated = list(generated) if self._looks_back else []
+        self._in_prompt: mx.array | None = None
+        self._in_answer: mx.array | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the likeliest token of the bare logits is the choice."""
-        processes = self._bias or self._presence or self._frequency or self._repetition != 1.0
-        return self._temperature == 0 and not processes
+        return self._temperature == 0 and not self._bias and not self._looks_back
 
     def choose(self, logits: mx.array) -> mx.array:
         """The next token, lazily, as a scalar.
@@ -90,23 +93,31 @@ class TokenChooser:
     def advance(self, token: int) -> None:
         """Takes ``token`` as the answer's next."""
         self._position += 1
-        self._counts[token] += 1
-        if self._repetition != 1.0:
-            self._seen[token] = None
+        if self._in_answer is not None:
+            self._in_answer = self._in_answer.at[token].add(1)
+        elif self._looks_back:
+            self._generated.append(token)
 
     def _process(self, logits: mx.array) -> mx.array:
-        if self._bias:
-            ids, values = _columns(self._bias)
-            bias = mx.where(values <= _BANNED, -math.inf, values)
-            logits = logits.at[ids].add(bias)
-        if self._seen:
-            ids = mx.array(list(self._seen))
-            found = logits[ids]
+        vocabulary = logits.shape[-1]
+        bias = {token: value for token, value in self._bias.items() if token < vocabulary}
+        if bias:
+            values = mx.array(list(bias.values()), mx.float32)
+            values = mx.where(values <= _BANNED, -math.inf, values)
+            logits = logits.at[mx.array(list(bias))].add(values)
+        if not self._looks_back:
+            return logits
+        if self._in_prompt is None or self._in_answer is None:
+            self._in_prompt = _count(self._prompt, vocabulary)
+            self._in_answer = _count(self._generated, vocabulary)
+        counts = self._in_answer
+        if self._repetition != 1.0:
             penalty = self._repetition
-            logits = _put(logits, ids, mx.where(found < 0, found * penalty, found / penalty))
-        if self._counts and (self._presence or self._frequency):
-            ids, counts = _columns(self._counts)
-            logits = logits.at[ids].subtract(self._presence + self._frequency * counts)
+            seen = (self._in_prompt + counts) > 0
+            penalised = mx.where(logits < 0, logits * penalty, logits / penalty)
+            logits = mx.where(seen, penalised, logits)
+        if self._presence or self._frequency:
+            logits = logits - (self._presence * (counts > 0) + self._frequency * counts)
         return logits
 
     def _filter(self, logprobs: mx.array) -> mx.array:
@@ -158,5 +169,8 @@ def _put(logits: mx.array, ids: mx.array, values: mx.array) -> mx.array:
     return mx.put_along_axis(logits, ids, mx.broadcast_to(values, ids.shape), axis=-1)
 
 
-def _columns(table: dict[int, float] | Counter[int]) -> tuple[mx.array, mx.array]:
-    return mx.array(list(table)), mx.array(list(table.values()), mx.float32)
+def _count(tokens: Sequence[int], vocabulary: int) -> mx.array:
+    """How often each of the vocabulary occurs, float32 [vocabulary]; other ids count nowhere."""
+    counts = mx.zeros((vocabulary,))
+    known = [token for token in tokens if token < vocabulary]
+    return counts.at[mx.array(known)].add(1) if known else counts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_map
 
 from parallax.fabric.errors import CutRefused
 from parallax.node import mlx_lm_seam as seam
@@ -97,21 +97,13 @@ class Stage:
 
     def parameters(self) -> Weights:
         """The weights this stage needs: its layers', and of the rest those its results use."""
-        model = self._model
-        weights = seam.named(model.parameters())
-
-        def small_pass(values: list[mx.array]) -> list[mx.array]:
-            model.update(tree_unflatten(list(zip(weights, values, strict=True))))
-            caches = seam.new_caches(model)
-            results = [self._probe(2, caches)]
-            parts = (part for slot in self.slots for part in seam.parts(caches[slot]))
-            return [*seam.named(results).values(), *(a for p in parts for a in seam.arrays(p))]
-
-        try:
-            used = reached(small_pass, weights)
-        finally:
-            model.update(tree_unflatten(list(weights.items())))
-        layers = model.layers[self.first : self.end]
+        caches = seam.new_caches(self._model)
+        results = [*seam.named([self._probe(2, caches)]).values()]
+        parts = (part for slot in self.slots for part in seam.parts(caches[slot]))
+        results += [array for part in parts for array in seam.arrays(part)]
+        weights = seam.named(self._model.parameters())
+        used = reached(results, weights)
+        layers = self._model.layers[self.first : self.end]
         own = {id(a) for layer in layers for a in seam.named(layer.parameters()).values()}
         return {n: value for n, value in weights.items() if n in used or id(value) in own}
 

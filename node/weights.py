@@ -1,15 +1,16 @@
 """Loading a stage: only its share of a model's weights is ever read.
 
 First the whole model is made of placeholders, lazy zeros of the shapes in the files' headers, which
-cost nothing. Tracing the stage's results back through layers, ``sanitize`` and quantisation tells
-exactly which tensors of which files they come from. Then the model is made again with those tensors
-lazily loaded, and what belongs to the stage is evaluated, slice by slice.
+cost nothing. Tracing the stage's results back through layers, quantisation and ``sanitize`` tells
+which tensors of which files they come from. Then the model is made again with those tensors lazily
+loaded, and what belongs to the stage is evaluated, slice by slice.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -23,11 +24,11 @@ from parallax.node.stage import Stage, check_range
 from parallax.node.trace import reached
 from parallax.node.twin import check_cut
 
-log = logging.getLogger(__name__)
-
+Headers = Mapping[str, Mapping[str, TensorInfo]]
 Progress = Callable[[int, int, str], None]
 
 _SLICE_BYTES = 64 << 20
+_LAYER = re.compile(r"\D*\.\d+\.")  # a name up to its first number
 
 # MLX's types for the format's; MLX reads 8-bit floats as their bits.
 _TYPES = {
@@ -80,12 +81,13 @@ def load_stage(
             "Fetch the model again",
             path=folder,
         )
-    placeholders = _placeholders(folder, headers)
-    hollow = seam.build_model(folder, placeholders)
-    check_range(hollow, first, end)
+    hollow = _hollow(folder, headers)
+    model = seam.build_model(folder, hollow.weights)
+    check_range(model, first, end)
     verdict = check_cut(config, first, end, verdicts)
-    needed = _needed(folder, Stage(hollow, first, end), placeholders)
-    stage = Stage(seam.build_model(folder, _lazy_weights(folder, headers, needed)), first, end)
+    needed = hollow.needed(Stage(model, first, end).parameters().values())
+    weights = hollow.weights | _lazy_weights(folder, headers, needed)
+    stage = Stage(seam.build_model(folder, weights), first, end)
     stage.can_batch &= verdict.batches
     stage.can_trim &= verdict.trims
     _read(folder, stage, progress)
@@ -95,25 +97,27 @@ def load_stage(
     return stage
 
 
-def _needed(folder: Path, hollow: Stage, placeholders: Weights) -> set[str]:
-    """Names, as in the files, of the tensors that the stage's weights are made of."""
-    used = list(hollow.parameters())
+@dataclass(frozen=True, slots=True)
+class _Hollow:
+    """Placeholders for every tensor of a model, made from one seed for each group of them."""
 
-    def make(values: list[mx.array]) -> list[mx.array]:
-        raw = dict(zip(placeholders, values, strict=True))
-        made = seam.named(seam.build_model(folder, raw).parameters())
-        return [made[name] for name in used]
+    weights: Weights
+    seeds: Weights  # by group
+    groups: dict[str, str]  # by name of tensor
 
-    try:
-        return reached(make, placeholders)
-    except ModelBroken as error:
-        # A ``sanitize`` that looks at values cannot be followed; then any tensor may be needed.
-        log.debug("every file of %s is opened: %s", folder, error)
-        return set(placeholders)
+    def needed(self, results: Iterable[mx.array]) -> set[str]:
+        """Names of the tensors in whose groups are some that the results are made of."""
+        live = reached(results, self.seeds)
+        return {name for name, group in self.groups.items() if group in live}
 
 
-def _placeholders(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> Weights:
-    found = {}
+def _hollow(folder: Path, headers: Headers) -> _Hollow:
+    """A group is what lies in one file and belongs to one layer; few enough to be traced at once.
+
+    Raises:
+        ModelBroken: a tensor has a type that MLX does not read.
+    """
+    weights, seeds, groups = {}, {}, {}
     for file, tensors in headers.items():
         for name, info in tensors.items():
             if info.dtype not in _TYPES:
@@ -123,15 +127,22 @@ def _placeholders(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]])
                     "Convert the model with mlx_lm.convert",
                     path=folder / file,
                 )
-            found[name] = mx.zeros(info.shape, _TYPES[info.dtype])
-    return found
+            group = groups[name] = " ".join((file, info.dtype, _layer(name)))
+            if group not in seeds:
+                seeds[group] = mx.zeros((), _TYPES[info.dtype])
+            weights[name] = mx.broadcast_to(seeds[group], info.shape)
+    return _Hollow(weights, seeds, groups)
 
 
-def _lazy_weights(
-    folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]], needed: set[str]
-) -> Weights:
-    """Every tensor of the model: lazily loaded if needed, else a placeholder."""
-    weights = _placeholders(folder, headers)
+def _layer(name: str) -> str:
+    """The part of a tensor's name that says of which layer it is."""
+    found = _LAYER.match(name)
+    return found[0] if found else name
+
+
+def _lazy_weights(folder: Path, headers: Headers, needed: set[str]) -> Weights:
+    """The needed tensors, unread; files without any are not opened."""
+    weights: Weights = {}
     for file, tensors in headers.items():
         wanted = needed & set(tensors)
         if not wanted:
