@@ -52,7 +52,7 @@ class Attendance:
             SchedulerUnreachable, PeerMismatch, VersionMismatch.
         """
         channel, endpoint = await open_channel(
-            target.endpoints, target.peer_id, limits=self._limits
+            target.endpoints, target.peer_id, limits=self._limits, scheduler=True
         )
         try:
             reply = await rpc.EnrolStub(channel).Enrol(
@@ -97,6 +97,7 @@ class Attendance:
         endpoints: list[wire.Endpoint],
         scheduler_id: str,
         hello: wire.Hello,
+        *,
         orders: Orders,
         health: Callable[[float], list[wire.StageHealth]],
         stopping: asyncio.Event,
@@ -106,7 +107,9 @@ class Attendance:
         Raises:
             ParallaxError: the scheduler cannot be reached, or ``orders`` raised.
         """
-        channel, _ = await open_channel(endpoints, scheduler_id, limits=self._limits)
+        channel, _ = await open_channel(
+            endpoints, scheduler_id, limits=self._limits, scheduler=True
+        )
         self._outbox = asyncio.Queue(maxsize=OUTBOX_REPORTS)
         self._outbox.put_nowait(wire.NodeReport(hello=hello))
         call = rpc.MembershipStub(channel).Attend(self._reports(self._outbox, stopping))

@@ -139,7 +139,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
 
     # -------------------------------------------------------------------- gRPC
 
-    async def Flow(  # noqa: N802
+    async def Flow(
         self,
         request_iterator: AsyncIterator[wire.FramePiece],
         context: grpc.aio.ServicerContext[wire.FramePiece, wire.FlowReply],
@@ -174,7 +174,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
                 )
             )
 
-    async def Probe(  # noqa: N802
+    async def Probe(
         self,
         request: wire.ProbeRequest,
         context: grpc.aio.ServicerContext[wire.ProbeRequest, wire.ProbeReply],
@@ -182,7 +182,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         """Answers a neighbour that measures the link."""
         return wire.ProbeReply(received_bytes=len(request.payload), node_id=self._node_id)
 
-    async def Serve(  # noqa: N802
+    async def Serve(
         self,
         request_iterator: AsyncIterator[wire.HeadOrder],
         context: grpc.aio.ServicerContext[wire.HeadOrder, wire.HeadReport],

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from parallax.fabric.addresses import endpoints_of, listen_addresses
+import grpc.aio
+
+from parallax.fabric.addresses import host_port, listening_addresses
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
 from parallax.fabric.discovery import find_scheduler
 from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
-from parallax.fabric.events import Event, Loading, Problem, Ready, Started, Stopped
-from parallax.fabric.identity import Identity
+from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
+from parallax.fabric.identity import load_identity
 from parallax.fabric.settings import NodeSettings
 from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
 from parallax.node.attendance import Attendance, fatal
@@ -55,7 +58,7 @@ class NodeService:
             ParallaxError: at start, when no scheduler is found or it refuses this node.
         """
         settings = self._settings
-        identity = Identity.load(settings.state_dir / "node.key")
+        identity = load_identity(settings.state_dir / "node.key")
         facts = await self._compute.call(
             lambda: measure_facts(
                 identity.peer_id, name=settings.name, memory_bytes=settings.memory
@@ -65,9 +68,11 @@ class NodeService:
         self._seats = Seats(
             identity.peer_id, self._compute, self._shelf, self._limits, self._attendance.tell
         )
+        addresses = listening_addresses(loopback_only=settings.loopback_only)
         server, port = await listen(
-            listen_addresses(loopback_only=settings.loopback_only),
+            addresses,
             settings.grpc_port,
+            peer_id=identity.peer_id,
             limits=self._limits,
             register=self._register,
         )
@@ -77,14 +82,14 @@ class NodeService:
             mlx_version=mlx_version(),
             mlx_lm_version=mlx_lm_version(),
             facts=facts,
-            endpoints=endpoints_of(port, loopback_only=settings.loopback_only),
+            endpoints=[address.endpoint(port) for address in addresses],
             incarnation=secrets.randbits(63),
         )
         self._on_event(
-            Started(
+            NodeStarted(
+                node_id=identity.peer_id,
                 name=facts.name,
-                peer_id=identity.peer_id,
-                ports={"cluster": port},
+                port=port,
                 notice="" if settings.loopback_only else OPEN_NETWORK_NOTICE,
             )
         )
@@ -99,9 +104,9 @@ class NodeService:
             self._compute.stop(self._limits.connect_s)
             self._on_event(Stopped())
 
-    def _register(self, server: object) -> None:
-        rpc.add_RingServicer_to_server(self._seats, server)  # type: ignore[arg-type]
-        rpc.add_HeadServicer_to_server(self._seats, server)  # type: ignore[arg-type]
+    def _register(self, server: grpc.aio.Server) -> None:
+        rpc.add_RingServicer_to_server(self._seats, server)
+        rpc.add_HeadServicer_to_server(self._seats, server)
 
     def _tell(self, report: wire.NodeReport) -> None:
         if report.HasField("progress"):
@@ -112,7 +117,7 @@ class NodeService:
             self._on_event(Loading(stage=text, fraction=fraction))
         elif report.HasField("ready"):
             stage = report.ready.stage
-            self._on_event(Ready(model=stage.model.name, layers=(stage.first, stage.end)))
+            self._on_event(Ready(model=stage.model.name, rings=0))
         elif report.HasField("failed"):
             self._on_event(Problem(from_fault(report.failed.fault)))
         self._attendance.tell(report)
@@ -131,13 +136,15 @@ class NodeService:
                 scheduler_id, endpoints = await self._attendance.enrol(target, hello)
                 attended = True
                 delay_s = RETRY_FIRST_S
+                where = host_port(endpoints[0].host, endpoints[0].port)
+                self._on_event(Joined(scheduler_id, where))
                 await self._attendance.attend(
                     endpoints,
                     scheduler_id,
                     hello,
-                    self._order,
-                    self._seats.health,
-                    self._stopping,
+                    orders=self._order,
+                    health=self._seats.health,
+                    stopping=self._stopping,
                 )
             except Dismissed:
                 raise
@@ -181,8 +188,8 @@ class NodeService:
             if report is not None:
                 self._attendance.tell(wire.NodeReport(link=report))
 
-    def _background(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

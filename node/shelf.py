@@ -112,7 +112,7 @@ class Shelf:
             await self._compute.call(loaded.close)
             missing = loaded.weight_bytes - self._budget_bytes
             raise ModelTooBig(
-                f"Layers {stage.first} to {stage.end - 1} of {stage.model.name} do not fit this node",
+                f"Layers {stage.first} to {stage.end - 1} of {stage.model.name} do not fit here",
                 f"they take {loaded.weight_bytes} bytes, {missing} more than it may hold",
                 "Raise --memory, or add nodes",
                 needed_bytes=loaded.weight_bytes,

@@ -65,7 +65,7 @@ class EnrolService(rpc.EnrolServicer):
             protocol=PROTOCOL, scheduler_id=scheduler_id, cluster_port=cluster_port
         )
 
-    async def Enrol(  # noqa: N802
+    async def Enrol(
         self,
         request: wire.EnrolRequest,
         context: grpc.aio.ServicerContext[wire.EnrolRequest, wire.EnrolReply],
@@ -81,7 +81,7 @@ class MembershipService(rpc.MembershipServicer):
         self._desk = desk
         self._limits = limits
 
-    async def Attend(  # noqa: N802
+    async def Attend(
         self,
         request_iterator: AsyncIterator[wire.NodeReport],
         context: grpc.aio.ServicerContext[wire.NodeReport, wire.NodeOrder],

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import aiosqlite
+
 from parallax.fabric.errors import BadSetting
 
 FILE_NAME = "state.db"

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+
 from parallax.fabric.errors import ModelBroken
 from parallax.fabric.safetensors import TensorInfo, folder_headers, read_header
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+
 from parallax.fabric.errors import FrameRefused
 from parallax.node.ring import assemble, split
 from parallax.proto import wire_pb2 as wire

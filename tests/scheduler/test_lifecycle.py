@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Reason, Sampling, Token
 from parallax.scheduler.lifecycle import Phase, Request
