@@ -118,7 +118,7 @@ def unpack(data: bytes | memoryview, *, limit_bytes: int = DEFAULT_LIMITS.frame_
         raise
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise _refused(f"not a tensor tree ({type(error).__name__}: {error})") from error
-    _check_depth(tree, 0)
+    _check(tree, 0)
     return tree
 
 
@@ -190,15 +190,17 @@ def _read_tensor(code: int, data: bytes | memoryview) -> Tensor:
     return Tensor(dtype, shape, memoryview(data)[start:])
 
 
-def _check_depth(tree: Tree, depth: int) -> None:
+def _check(tree: Tree, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _refused(f"nested deeper than {MAX_DEPTH}")
     if isinstance(tree, (list, tuple)):
         for item in tree:
-            _check_depth(item, depth + 1)
+            _check(item, depth + 1)
     elif isinstance(tree, dict):
         for item in tree.values():
-            _check_depth(item, depth + 1)
+            _check(item, depth + 1)
+    elif not (tree is None or isinstance(tree, (Tensor, int, float, str))):
+        raise _refused(f"a {type(tree).__name__}")  # msgpack's time stamps
 
 
 def _refused(why: str) -> FrameRefused:

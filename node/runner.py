@@ -116,7 +116,15 @@ class Runner:
 
     def _forward(self, frame: wire.Frame, length: int, caches: Caches, *, head: bool) -> Any:
         tokens = mx.array(list(frame.tokens), mx.uint32).reshape(frame.rows, length)
-        carry = None if self._first else arrays.unpack(frame.carry)
+        carry = None
+        if not self._first:
+            carry = arrays.unpack(frame.carry)
+            if not self._stage.takes(carry, frame.rows, length):
+                raise FrameRefused(
+                    "A frame's carry is not what the layer before returns",
+                    epoch=frame.epoch,
+                    number=frame.number,
+                )
         return self._stage.forward(tokens, carry, caches, head=head)
 
     def _length(self, frame: wire.Frame) -> int:

@@ -95,6 +95,10 @@ class Stage:
         ]
         return self._splice.run(tokens, carry, full, stop=not (head and self.is_last))
 
+    def takes(self, carry: ArrayTree, rows: int, length: int) -> bool:
+        """Whether this has the form of what the layer before returns for [rows, length] tokens."""
+        return _fits(carry, self._sample_carry, rows, length)
+
     def parameters(self) -> Weights:
         """The weights this stage needs: its layers', and of the rest those its results use."""
         caches = seam.new_caches(self._model)
@@ -187,6 +191,25 @@ def _assign(filled: list[bool], caches: Caches) -> _Slots:
             kind = seam.kind(cache)
             source.append(kinds.index(kind) if kind in kinds else None)
     return _Slots(owned, tuple(source))
+
+
+def _fits(found: Any, sample: Any, rows: int, length: int) -> bool:
+    """``sample`` is the carry of one row of two tokens."""
+    if type(found) is not type(sample):
+        return False
+    if isinstance(sample, mx.array):
+        if sample.shape[:2] == (1, 2):
+            expected = (rows, length, *sample.shape[2:])
+            return bool(found.dtype == sample.dtype and found.shape == expected)
+        return bool(found.dtype == sample.dtype and found.ndim == sample.ndim)
+    if isinstance(sample, (list, tuple)):
+        pairs = zip(found, sample, strict=False)
+        return len(found) == len(sample) and all(_fits(f, s, rows, length) for f, s in pairs)
+    if isinstance(sample, dict):
+        return found.keys() == sample.keys() and all(
+            _fits(found[key], sample[key], rows, length) for key in sample
+        )
+    return True
 
 
 def _zeros(tree: Any) -> Any:
