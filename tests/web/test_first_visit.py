@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.cluster import boot
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+BUILTIN_MODEL = Path(__file__).parents[2] / "demo" / "model"
 pytestmark = pytest.mark.browser
 
 RECORD_STATES = """() => {
@@ -76,3 +75,25 @@ def test_a_person_chooses_a_model_watches_nodes_join_and_chats(page: Page, model
         assert states[-1] == "Ready"
     assert complaints == []
     assert elsewhere == []
+
+
+@pytest.mark.skipif(
+    not (BUILTIN_MODEL / "config.json").exists() and "CI" not in os.environ,
+    reason="demo/model has not been made here",
+)
+def test_a_running_cluster_is_switched_to_the_built_in_model(page: Page, model: Path) -> None:
+    with boot(model, nodes=2) as cluster:
+        page.goto(cluster.url)
+        expect(page.locator("#state")).to_have_text("Ready")
+        page.get_by_text("Change the model").click()
+        page.get_by_role("combobox", name="Model").select_option("builtin")
+        page.get_by_role("button", name="Switch").click()
+        expect(page.locator("#model-name")).to_have_text("builtin")
+        expect(page.locator("#state")).to_have_text("Ready", timeout=120_000)
+
+        page.get_by_role("button", name="What is Parallax?").click()
+        expect(page.locator("p.question")).to_contain_text("What is Parallax?")
+        expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=120_000)
+        expect(page.locator(".answer .text")).not_to_be_empty()
+        assert page.locator(".answer .problem").is_hidden()
+        assert cluster.status()["model_name"] == "builtin"
