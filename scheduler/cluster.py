@@ -314,7 +314,8 @@ class ClusterService:
             self.problem = None
         for ring in plan.rings:
             places = tuple(Place(s.node_id, s.first, s.end) for s in ring.stages)
-            self._do(self.reconciler.want(Ring(chosen.source, places)))
+            wanted_ring = Ring(chosen.source, places, ring.throughput_tokens_s)
+            self._do(self.reconciler.want(wanted_ring))
 
     def _do(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
@@ -380,7 +381,7 @@ class ClusterService:
         lanes = len(ring.places) if batches else self._limits.window_frames
         slots = lanes * (self._limits.lane_rows if batches else 1)
         endpoints = list(self._hellos[head].endpoints)
-        self.requests.ring_up(ring.epoch, head, endpoints, slots)
+        self.requests.ring_up(ring.epoch, head, endpoints, slots, ring.tokens_s)
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
 
     def _ring_broken(self, epoch: int, error: ParallaxError) -> None:

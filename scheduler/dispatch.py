@@ -88,7 +88,7 @@ class Dispatcher:
     def ring_up(self, epoch: int, node_id: str, endpoints: list[wire.Endpoint], slots: int) -> None:
         """A ring serves: requests may go there."""
         self._links[epoch] = HeadLink(epoch, node_id, endpoints, self, self._limits)
-        self._router.ring_up(epoch, slots)
+        self._router.ring_up(epoch, slots, tokens_s)
         self._dispatch()
 
     def ring_down(self, epoch: int) -> None:

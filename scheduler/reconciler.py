@@ -42,6 +42,7 @@ class Ring:
 
     model: wire.ModelSource
     places: tuple[Place, ...]
+    tokens_s: float = 1.0  # what the plan expects of it
     state: RingState = RingState.LOADING
     epoch: int = 0
     joined: set[str] = field(default_factory=set)
