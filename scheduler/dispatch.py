@@ -85,8 +85,15 @@ class Dispatcher:
 
     # ------------------------------------------------------------------- rings
 
-    def ring_up(self, epoch: int, node_id: str, endpoints: list[wire.Endpoint], slots: int) -> None:
-        """A ring serves: requests may go there."""
+    def ring_up(
+        self,
+        epoch: int,
+        node_id: str,
+        endpoints: list[wire.Endpoint],
+        slots: int,
+        tokens_s: float,
+    ) -> None:
+        """A ring serves, at about this speed: requests may go there."""
         self._links[epoch] = HeadLink(epoch, node_id, endpoints, self, self._limits)
         self._router.ring_up(epoch, slots, tokens_s)
         self._dispatch()
