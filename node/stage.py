@@ -6,6 +6,7 @@ most models [rows, length, hidden]; logits are [rows, length, vocabulary].
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,8 @@ class Stage:
         """Lets the weights go; the stage cannot run afterwards."""
         self._splice.undo()
         del self._model, self._splice
+        self._ghosts = {}
+        gc.collect()  # layers and the classes they had refer to each other
         mx.clear_cache()
 
     def _probe(self, length: int, caches: Caches, carry: ArrayTree = None) -> Any:
