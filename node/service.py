@@ -12,6 +12,7 @@ import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.claim import claim
 from parallax.fabric.discovery import find_scheduler
 from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
@@ -205,13 +206,14 @@ async def serve_node(
     Raises:
         ParallaxError: the node could not start, or its scheduler dismissed it.
     """
-    service = NodeService(settings, on_event)
-    watch = asyncio.create_task(_watch(stop, service)) if stop is not None else None
-    try:
-        await service.run()
-    finally:
-        if watch is not None:
-            watch.cancel()
+    with claim(settings.state_dir, "node"):
+        service = NodeService(settings, on_event)
+        watch = asyncio.create_task(_watch(stop, service)) if stop is not None else None
+        try:
+            await service.run()
+        finally:
+            if watch is not None:
+                watch.cancel()
 
 
 async def _watch(stop: asyncio.Event, service: NodeService) -> None:

@@ -10,6 +10,7 @@ import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.claim import claim
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
 from parallax.fabric.events import Event, Problem, Started, Stopped
@@ -37,6 +38,7 @@ async def serve_scheduler(
     """
     limits = settings.limits
     async with AsyncExitStack() as closing:
+        closing.enter_context(claim(settings.state_dir, "scheduler"))
         identity = load_identity(settings.state_dir / "identity.key")
         store = await closing.enter_async_context(await Store.open(settings.state_dir))
         metrics = Metrics()
