@@ -11,9 +11,13 @@ from parallax.fabric.errors import BadSetting
 
 
 def test_a_state_directory_has_one_node_and_one_scheduler(tmp_path: Path) -> None:
-    with claim(tmp_path, "node"), claim(tmp_path, "scheduler"):
-        with pytest.raises(BadSetting, match="Another node already runs"), claim(tmp_path, "node"):
-            pytest.fail("claimed twice")
+    with (
+        claim(tmp_path, "node"),
+        claim(tmp_path, "scheduler"),
+        pytest.raises(BadSetting, match="Another node already runs"),
+        claim(tmp_path, "node"),
+    ):
+        pytest.fail("claimed twice")
     with claim(tmp_path, "node"):
         assert (tmp_path / "node.lock").exists()
 
