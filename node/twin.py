@@ -1,9 +1,9 @@
 """The self-check: a tiny random twin of the model, run whole and cut, must agree bit for bit.
 
-The twin has the model's configuration, layer for layer, with small dimensions and float32 weights,
-and runs on the CPU backend, where results do not depend on shapes. Whatever a piece is believed not
-to need is poisoned with NaN first. A cut that differs is refused; batching and trimming that differ
-are switched off by name.
+The twin has the model's configuration with small dimensions, fewer layers of the same kinds, and
+float32 weights, and runs on the CPU backend, where results do not depend on shapes. Whatever a
+piece is believed not to need is poisoned with NaN first. A cut that differs is refused; batching
+and trimming that differ are switched off by name.
 
 In batches one difference is no defect: a window that has wrapped lies in memory as a ring, and sums
 over it run in the ring's order, which in a batch is another than alone. So batches may differ by
@@ -28,6 +28,7 @@ from mlx.utils import tree_unflatten
 
 from parallax.fabric.errors import CutRefused, FrameRefused, ParallaxError
 from parallax.node import mlx_lm_seam as seam
+from parallax.node.depth import Cut, shallow
 from parallax.node.lanes import Lanes
 from parallax.node.mlx_lm_seam import Caches, Config, Model, Weights
 from parallax.node.shrink import shrunk
@@ -88,39 +89,24 @@ def working_cuts(config: Config) -> list[int]:
         UnknownArchitecture: mlx-lm has no such model.
     """
     with mx.stream(mx.cpu):
-        twin = _Twin.of(config)
+        twin = _twin_of(config)
         return [] if twin is None else _working_cuts(twin)
 
 
 class _Twin:
     """A tiny random model, to be run whole and in pieces."""
 
-    def __init__(self, config: Config, weights: Weights) -> None:
-        self._config = config
+    def __init__(self, cut: Cut, weights: Weights) -> None:
+        self._config = cut.config
+        self.first = cut.first
+        self.end = cut.end
         self._weights = weights
         self.whole = self._copy()
         self.layers = len(self.whole.layers)
-        vocabulary = _vocabulary(config)
+        vocabulary = _vocabulary(cut.config)
         mx.random.seed(7)
         texts = mx.random.randint(0, vocabulary, (5, _TEXT)).tolist()
         self.texts = cast(list[list[int]], texts)
-
-    @classmethod
-    def of(cls, config: Config) -> _Twin | None:
-        """The smallest twin that mlx-lm can make and that computes finite numbers, if any."""
-        seam.model_classes(config)
-        for small in shrunk(config):
-            try:
-                model = seam.random_model(small)
-                if sum(w.size for w in seam.named(model.parameters()).values()) > _MOST_PARAMETERS:
-                    continue
-                for gain in (1.5, 0.5):
-                    twin = cls(small, _random_weights(model, gain))
-                    if twin.is_finite():
-                        return twin
-            except seam.DEFECTS as error:
-                log.debug("no twin of %s at this size: %s", config.get("model_type"), error)
-        return None
 
     def is_finite(self) -> bool:
         """Whether the whole twin gives numbers that can be compared."""
@@ -186,18 +172,40 @@ class _Pieces:
 
 def _judge(config: Config, first: int, end: int) -> Verdict:
     with mx.stream(mx.cpu):
-        twin = _Twin.of(config)
+        twin = _twin_of(config, (first, end))
         if twin is None:
             return Verdict(False, why="no small twin of it can be made to check the cut with")
-        why = _compare(twin, [first, end])
+        cuts = [twin.first, twin.end]
+        why = _compare(twin, cuts)
         if why:
-            return Verdict(False, why=why, working_cuts=tuple(_working_cuts(twin)))
-        stages = _stages(twin, [first, end])
+            return Verdict(False, why=why, working_cuts=tuple(working_cuts(config)))
+        stages = _stages(twin, cuts)
         return Verdict(
             True,
             batches=all(stage.can_batch for stage in stages) and _agrees(_batch, twin, stages),
             trims=all(stage.can_trim for stage in stages) and _agrees(_trim, twin, stages),
         )
+
+
+def _twin_of(config: Config, cut: tuple[int, int] | None = None) -> _Twin | None:
+    """The smallest twin that mlx-lm can make and that computes finite numbers, if any.
+
+    With a cut, it may have fewer layers than the model; the cut is then its own.
+    """
+    seam.model_classes(config)
+    for small in shrunk(config):
+        try:
+            place = shallow(small, *cut) if cut else Cut(small, 0, 0)
+            model = seam.random_model(place.config)
+            if sum(w.size for w in seam.named(model.parameters()).values()) > _MOST_PARAMETERS:
+                continue
+            for gain in (1.5, 0.5):
+                twin = _Twin(place, _random_weights(model, gain))
+                if twin.is_finite():
+                    return twin
+        except seam.DEFECTS as error:
+            log.debug("no twin of %s at this size: %s", config.get("model_type"), error)
+    return None
 
 
 def _working_cuts(twin: _Twin) -> list[int]:
