@@ -94,7 +94,8 @@ class Stage:
             self._ghosts[slot] if owned is None else cache[owned]
             for slot, owned in enumerate(source)
         ]
-        return self._splice.run(tokens, carry, full, stop=not (head and self.is_last))
+        stop = not (head and self.is_last)
+        return self._splice.run(tokens, carry, full, stop=stop, begin=True)
 
     def takes(self, carry: ArrayTree, rows: int, length: int) -> bool:
         """Whether this has the form of what the layer before returns for [rows, length] tokens."""
