@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import grpc.aio
 
@@ -18,6 +17,7 @@ from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
 from parallax.fabric.identity import load_identity
 from parallax.fabric.settings import NodeSettings
+from parallax.fabric.tasks import Tasks
 from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
 from parallax.node.attendance import Attendance, fatal
 from parallax.node.compute import Compute
@@ -42,7 +42,7 @@ class NodeService:
         self._limits = settings.limits
         self._on_event = on_event
         self._stopping = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._attendance = Attendance(self._limits)
         self._compute = Compute(asyncio.get_running_loop())
         self._shelf: Shelf
@@ -98,9 +98,7 @@ class NodeService:
             await self._attend(hello)
         finally:
             await self._seats.leave_all()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._tasks.stop()
             await server.stop(grace=1.0)
             self._compute.stop(self._limits.connect_s)
             self._on_event(Stopped())
@@ -169,15 +167,15 @@ class NodeService:
             case "welcome":
                 self._shelf.tell_all()
             case "load":
-                self._background(self._shelf.load(order.load.stage))
+                self._tasks.start(self._shelf.load(order.load.stage))
             case "unload":
-                self._background(self._shelf.unload(order.unload.stage))
+                self._tasks.start(self._shelf.unload(order.unload.stage))
             case "form":
-                self._background(self._seats.form(order.form))
+                self._tasks.start(self._seats.form(order.form))
             case "leave":
                 await self._seats.leave(order.leave.epoch)
             case "probe":
-                self._background(self._probe(list(order.probe.peers)))
+                self._tasks.start(self._probe(list(order.probe.peers)))
             case "dismiss":
                 fault = order.dismiss.fault
                 error = from_fault(fault)
@@ -188,11 +186,6 @@ class NodeService:
             report = await measure(peer, self._limits)
             if report is not None:
                 self._attendance.tell(wire.NodeReport(link=report))
-
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def serve_node(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from parallax.fabric.errors import InternalError, ModelBroken, ModelTooBig, ParallaxError, to_fault
 from parallax.fabric.models import resolve
+from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
 from parallax.node.stage import Stage
 from parallax.node.weights import load_stage
 from parallax.proto import wire_pb2 as wire
+
+log = logging.getLogger(__name__)
 
 Key = tuple[str, int, int]  # model digest, first layer, end layer
 Tell = Callable[[wire.NodeReport], None]
@@ -62,6 +66,7 @@ class Shelf:
             except ParallaxError as error:
                 self._failed(stage, error)
             except Exception as error:
+                log.exception("loading failed")
                 text = f"Loading failed: {type(error).__name__}: {error}"
                 self._failed(stage, InternalError(text))
             else:
@@ -80,7 +85,7 @@ class Shelf:
     async def _read(self, stage: wire.StageRange) -> tuple[Stage, wire.StageReady]:
         begin = time.monotonic()
         self._progress(stage, 0, 0, "fetching")
-        folder = await asyncio.to_thread(resolve, stage.model.location, state_dir=self._state_dir)
+        folder = await in_thread(lambda: resolve(stage.model.location, state_dir=self._state_dir))
         if folder.digest != stage.model.digest:
             raise ModelBroken(
                 f"{stage.model.location} on this node is not the scheduler's model",
