@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import mlx.core as mx
+
 T = TypeVar("T")
 
 
@@ -76,6 +78,8 @@ class Compute:
             self._since = time.monotonic()
             job()
             self._since = None
+        # Streams that outlive their thread abort the process when it exits.
+        mx.clear_streams()
 
 
 def _fulfil(future: asyncio.Future[T], result: T) -> None:
