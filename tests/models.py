@@ -244,14 +244,12 @@ def make_model(
         shards: number of safetensors files; more than one come with their index.
         overrides: entries of ``config.json`` to replace.
     """
-    import mlx_lm.utils
+    from parallax.node import mlx_lm_seam as seam
 
     folder.mkdir(parents=True, exist_ok=True)
     config = make_config(kind, layers=layers, hidden=hidden) | overrides
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    model_class, arguments_class = mlx_lm.utils._get_classes(config)
-    model = model_class(arguments_class.from_dict(config))
-    weights = random_weights(model, seed)
+    weights = random_weights(seam.random_model(config), seed)
     names = sorted(weights)
     files = [names[i::shards] for i in range(shards)]
     index = {}
