@@ -43,7 +43,7 @@ class Limits(BaseModel):
     window_frames: Count = 16
     window_bytes: Count = 512 << 20
     lane_rows: Count = 16
-    chunk_tokens: Count = 64
+    chunk_tokens: Count = 32  # prefill grid on the CPU backend, where larger chunks gain nothing
 
     @model_validator(mode="after")
     def _agree(self) -> Limits:
