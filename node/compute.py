@@ -8,6 +8,8 @@ the other; only bytes cross to the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import queue
 import threading
 import time
@@ -17,6 +19,8 @@ from typing import TypeVar
 import mlx.core as mx
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Compute:
@@ -30,7 +34,7 @@ class Compute:
         self._thread.start()
 
     def post(self, job: Callable[[], None]) -> None:
-        """Queues a job that must not raise; it tells its result itself."""
+        """Queues a job that tells its result itself; what it raises is logged."""
         self._jobs.put(job)
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -50,7 +54,7 @@ class Compute:
 
     def tell(self, callback: Callable[..., None], *args: object) -> None:
         """Calls back on the event loop; after the loop's end, nobody is told."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback, *args)
 
     @property
@@ -76,8 +80,12 @@ class Compute:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._since = time.monotonic()
-            job()
-            self._since = None
+            try:
+                job()
+            except Exception:  # the thread must live: every later job is somebody else's
+                log.exception("a job of the MLX thread failed")
+            finally:
+                self._since = None
         # Streams that outlive their thread abort the process when it exits.
         mx.clear_streams()
 
