@@ -139,6 +139,9 @@ class Conductor:
         self._next_sequence = 1
         self._tokens_in_flight = 0
         self._beats_in_flight = 0
+        self._beat_sent_at = 0.0
+        self._returned_at = 0.0
+        self.stepped = False  # whether a decode step has come back
         self.round_trip_s = 0.0
         self.carry_bytes_per_token = 0  # measured by the shell on stage 0's output
 
@@ -190,6 +193,7 @@ class Conductor:
         """
         out = Output()
         flight = self._flights.pop(frame.number)
+        self._returned_at = now
         self._tokens_in_flight -= flight.tokens
         if flight.kind == wire.BEAT:
             if flight.sent_at is not None:
@@ -197,6 +201,7 @@ class Conductor:
                 self.round_trip_s = now - flight.sent_at
         elif flight.lane is not None:
             flight.lane.in_flight = False
+            self.stepped = True
             for sequence, token in zip(flight.rows, frame.tokens, strict=True):
                 if sequence.alive:
                     self._deliver(sequence, token, out)
@@ -208,6 +213,7 @@ class Conductor:
         """An empty frame through every compute thread, unless one is on its way."""
         out = Output()
         if not self._beats_in_flight:
+            self._beat_sent_at = now
             self._inject(out, wire.Frame(kind=wire.BEAT), _Flight(wire.BEAT, 0, sent_at=now))
         return out
 
@@ -236,6 +242,12 @@ class Conductor:
     def free_rows(self) -> int:
         """How many more sequences the lanes take."""
         return len(self._lanes) * max(1, self._shape.lane_rows) - len(self._sequences)
+
+    def quiet_s(self, now: float) -> float:
+        """How long a beat has been out with nothing at all coming back; 0 when none is out."""
+        if not self._beats_in_flight:
+            return 0.0
+        return now - max(self._beat_sent_at, self._returned_at)
 
     def load(self) -> wire.HeadLoad:
         """Occupancy, for the scheduler's router."""

@@ -8,14 +8,19 @@ memory only for the tokens themselves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
-from parallax.fabric.errors import FrameRefused, ParallaxError
+from parallax.fabric.errors import FrameRefused, InternalError, ParallaxError, StageStuck
 from parallax.fabric.limits import Limits
 from parallax.node.conductor import Conductor, Output
 from parallax.node.ring import RingMember
 from parallax.proto import wire_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+FIRST_PATIENCE = 10  # times as long before an epoch's first step: shaders compile then
 
 
 class Head:
@@ -23,6 +28,7 @@ class Head:
 
     def __init__(self, form: wire.FormRing, limits: Limits) -> None:
         self._epoch = form.epoch
+        self._stages = len(form.stages)
         self._orphan_s = form.shape.orphan_s or limits.orphan_s
         self._limits = limits
         self._conductor = Conductor(form.epoch, form.shape, len(form.stages), list(form.costs))
@@ -54,9 +60,12 @@ class Head:
         except (KeyError, ValueError):
             self._end(FrameRefused(f"Frame {frame.number} came back unasked", epoch=self._epoch))
             return
+        except Exception as error:
+            self._defect(error)
+            return
         self._carry_out(out)
 
-    async def serve(self, orders: AsyncIterator[wire.HeadOrder]) -> AsyncIterator[wire.HeadReport]:
+    async def serve(self, orders: AsyncIterator[wire.HeadOrder]) -> AsyncGenerator[wire.HeadReport]:
         """One stream of the scheduler: its orders in, this ring's answers out."""
         self._streams += 1
         intake = asyncio.create_task(self._take(orders))
@@ -81,23 +90,44 @@ class Head:
         return self._conductor.round_trip_s
 
     async def _take(self, orders: AsyncIterator[wire.HeadOrder]) -> None:
-        async for order in orders:
-            if order.epoch != self._epoch:
-                continue
-            if order.HasField("submit"):
-                self._carry_out(self._conductor.submit(order.submit))
-            elif order.HasField("cancel"):
-                self._carry_out(self._conductor.cancel(order.cancel))
+        try:
+            async for order in orders:
+                if order.epoch != self._epoch:
+                    continue
+                if order.HasField("submit"):
+                    self._carry_out(self._conductor.submit(order.submit))
+                elif order.HasField("cancel"):
+                    self._carry_out(self._conductor.cancel(order.cancel))
+        except Exception as error:
+            self._defect(error)
 
     async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.beat_s)
-            now = time.monotonic()
-            orphaned = not self._streams and now - self._orphan_since > self._orphan_s
-            if orphaned and not self._conductor.idle:
-                self._carry_out(self._conductor.abandon())
-            self._carry_out(self._conductor.beat(now))
-            self._news.set()
+        try:
+            while True:
+                await asyncio.sleep(self._limits.beat_s)
+                self._tick(time.monotonic())
+        except Exception as error:
+            self._defect(error)
+
+    def _tick(self, now: float) -> None:
+        orphaned = not self._streams and now - self._orphan_since > self._orphan_s
+        if orphaned and not self._conductor.idle:
+            self._carry_out(self._conductor.abandon())
+        # No stage is slower than this in one frame, and a beat waits behind a frame of each.
+        # A broken link shows much sooner; this is for what no stream tells.
+        patience_s = self._limits.stuck_s * self._stages
+        if not self._conductor.stepped:
+            patience_s *= FIRST_PATIENCE
+        quiet_s = self._conductor.quiet_s(now)
+        if quiet_s > patience_s:
+            self._end(
+                StageStuck(
+                    f"Nothing has come back through ring {self._epoch} for {quiet_s:.0f} s",
+                    "a stage hangs, or frames get lost on the way",
+                )
+            )
+        self._carry_out(self._conductor.beat(now))
+        self._news.set()
 
     def _carry_out(self, out: Output) -> None:
         if self._member is None or self._member.ended:
@@ -111,6 +141,11 @@ class Head:
             self._report.tokens.extend(out.tokens)
             self._report.ends.extend(out.ends)
             self._news.set()
+
+    def _defect(self, error: Exception) -> None:
+        """Nobody awaits what fails here: it is logged, and the epoch is over."""
+        log.error("the head of ring %d failed", self._epoch, exc_info=error)
+        self._end(InternalError(f"The head failed: {type(error).__name__}: {error}"))
 
     def _end(self, error: ParallaxError) -> None:
         if self._member is not None:

@@ -263,3 +263,19 @@ def test_only_beats_measure_the_round_trip() -> None:
     ring.take(ring.conductor.cancel(wire.Cancel(request=1, attempt=1)))
     ring.run_out()
     assert ring.conductor.round_trip_s == 0.25
+
+
+def test_a_ring_is_quiet_while_a_beat_is_out_and_nothing_comes_back() -> None:
+    ring = make_ring()
+    assert ring.conductor.quiet_s(100.0) == 0, "nothing is expected back"
+    ring.take(ring.conductor.beat(100.0))
+    assert ring.conductor.quiet_s(104.0) == 4
+    assert not ring.conductor.stepped
+    ring.take(ring.conductor.submit(submit(1, [1, 2])))
+    ring.conductor.returned(wire.Frame(number=ring.frames.popleft().number), now=105.0)
+    assert ring.conductor.quiet_s(109.0) == 0, "the beat is back"
+    ring.take(ring.conductor.beat(110.0))
+    step = next(frame for frame in ring.frames if frame.kind == wire.DECODE)
+    ring.conductor.returned(wire.Frame(number=step.number, tokens=[3] * step.rows), now=112.0)
+    assert ring.conductor.stepped
+    assert ring.conductor.quiet_s(113.0) == 1, "counted from the last frame that came back"
