@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import grpc.aio
 import psutil
@@ -18,6 +19,7 @@ from parallax.fabric.errors import (
     VersionMismatch,
 )
 from parallax.fabric.limits import Limits
+from parallax.fabric.tasks import Tasks
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -35,12 +37,17 @@ class Attendance:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._outbox: asyncio.Queue[wire.NodeReport] | None = None
+        self._patience: asyncio.Timeout | None = None
         self._process = psutil.Process()
 
     def tell(self, report: wire.NodeReport) -> None:
-        """Sends a report if a scheduler listens."""
-        if self._outbox is not None and not self._outbox.full():
+        """Sends a report if a scheduler listens; one that does not read is given up."""
+        if self._outbox is None:
+            return
+        if not self._outbox.full():
             self._outbox.put_nowait(report)
+        elif self._patience is not None:
+            self._end_in(self._patience, 0.0)
 
     async def enrol(self, target: Target, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
         """Asks the enrol listener for the cluster listener.
@@ -100,9 +107,12 @@ class Attendance:
         *,
         orders: Orders,
         health: Callable[[float], list[wire.StageHealth]],
+        held: Callable[[], list[wire.NodeReport]],
         stopping: asyncio.Event,
     ) -> None:
         """One stream, from hello to its end; says goodbye when ``stopping`` is set.
+
+        ``held`` tells what the node has, before its first heartbeat.
 
         Raises:
             ParallaxError: the scheduler cannot be reached, or ``orders`` raised.
@@ -111,41 +121,61 @@ class Attendance:
             endpoints, scheduler_id, limits=self._limits, scheduler=True
         )
         self._outbox = asyncio.Queue(maxsize=OUTBOX_REPORTS)
-        self._outbox.put_nowait(wire.NodeReport(hello=hello))
+        for report in (wire.NodeReport(hello=hello), *held()):
+            self._outbox.put_nowait(report)
         call = rpc.MembershipStub(channel).Attend(self._reports(self._outbox, stopping))
-        pulse = asyncio.create_task(self._pulse(health))
+        tasks = Tasks()
+        tasks.start(self._pulse(health))
         try:
-            async for order in call:
-                await orders(order)
+            async with asyncio.timeout(None) as self._patience:
+                tasks.start(self._goodbye(self._patience, stopping))
+                async for order in call:
+                    await orders(order)
+        except TimeoutError:
+            if not stopping.is_set():
+                raise SchedulerUnreachable(
+                    "The scheduler does not read this node's reports"
+                ) from None
         except grpc.aio.AioRpcError as error:
             if not stopping.is_set():
                 raise SchedulerUnreachable(
                     "The scheduler is gone", error.details() or error.code().name
                 ) from None
         finally:
-            self._outbox = None
-            pulse.cancel()
-            await asyncio.gather(pulse, return_exceptions=True)
+            self._outbox = self._patience = None
+            await tasks.stop()
             call.cancel()
             await channel.close()
+
+    async def _goodbye(self, patience: asyncio.Timeout, stopping: asyncio.Event) -> None:
+        """A scheduler that does not answer the goodbye is not waited for."""
+        await stopping.wait()
+        self._end_in(patience, self._limits.disconnect_s)
+
+    def _end_in(self, patience: asyncio.Timeout, seconds: float) -> None:
+        with suppress(RuntimeError):  # it has ended already
+            patience.reschedule(asyncio.get_running_loop().time() + seconds)
 
     async def _reports(
         self, outbox: asyncio.Queue[wire.NodeReport], stopping: asyncio.Event
     ) -> AsyncIterator[wire.NodeReport]:
         stop = asyncio.create_task(stopping.wait())
+        take: asyncio.Task[wire.NodeReport] | None = None
         try:
             while not stopping.is_set():
                 take = asyncio.create_task(outbox.get())
                 done, _ = await asyncio.wait({take, stop}, return_when=asyncio.FIRST_COMPLETED)
                 if take in done:
                     yield take.result()
-                else:
-                    take.cancel()
+            if take is not None:
+                take.cancel()
             while not outbox.empty():
                 yield outbox.get_nowait()
             yield wire.NodeReport(goodbye=wire.Goodbye(reason="stopped"))
         finally:
             stop.cancel()
+            if take is not None:
+                take.cancel()
 
     async def _pulse(self, health: Callable[[float], list[wire.StageHealth]]) -> None:
         count = 0

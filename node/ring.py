@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Broken = Callable[[int, ParallaxError], None]
 
+_STREAM_ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
+
 
 class FrameRunner(Protocol):
     """What runs a frame on the MLX thread: ``node/runner.py``."""
@@ -115,11 +117,16 @@ class RingMember:
         opening = wire.FlowOpen(
             epoch=self.epoch, from_stage=self.index, to_stage=(self.index + 1) % self.count
         )
-        await call.write(wire.FramePiece(open=opening))
-        reply = await call.read()
+        why = ""
+        try:
+            await call.write(wire.FramePiece(open=opening))
+            reply = await call.read()
+        except _STREAM_ERRORS as error:
+            reply, why = None, _details(error)
         if not isinstance(reply, wire.FlowReply):
             raise LinkBroken(
                 f"{endpoint.host}:{endpoint.port} refused the stream of ring {self.epoch}",
+                why,
                 peer=place.node_id,
             )
         self._outbound = asyncio.create_task(self._send(call, place.node_id))
@@ -232,15 +239,17 @@ class RingMember:
                     await call.write(piece)
                 self.health.hops += 1
                 self.health.hop_s += time.perf_counter() - computed_at
-        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        except _STREAM_ERRORS as error:
             self.end(
                 LinkBroken(
                     f"The stream from stage {self.index} to the next broke",
-                    reason or "",
+                    _details(error),
                     peer=peer,
                 )
             )
+        except Exception as error:
+            log.exception("stage %d cannot send", self.index)
+            self.end(InternalError(f"Sending failed: {type(error).__name__}: {error}"))
 
     def _count(self, frame: wire.Frame, result: wire.Frame, seconds: float) -> None:
         health = self.health
@@ -258,6 +267,11 @@ class RingMember:
         health.rows = self._runner.rows
         health.lanes = self._runner.lanes
         health.cache_bytes = self._runner.cache_bytes
+
+
+def _details(error: Exception) -> str:
+    details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return details or type(error).__name__
 
 
 def split(frame: wire.Frame, piece_bytes: int) -> list[wire.FramePiece]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TypeVar
 
 import grpc.aio
 
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
+from parallax.fabric.tasks import Tasks
 from parallax.node.compute import Compute
 from parallax.node.head import Head
 from parallax.node.ring import RingMember
@@ -23,6 +26,8 @@ from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Tell = Callable[[wire.NodeReport], None]
 
@@ -48,23 +53,38 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         self._limits = limits
         self._tell = tell
         self._seats: dict[int, Seat] = {}
+        self._tasks = Tasks()
+        self._forming: dict[int, asyncio.Task[None]] = {}
         self._latest = 0
         self._formed = asyncio.Condition()
 
-    async def form(self, form: wire.FormRing) -> None:
-        """Takes a seat and reports it joined, or the ring broken."""
+    def form(self, form: wire.FormRing) -> None:
+        """Begins to take a seat; reports it joined, or the ring broken."""
+        self._forming[form.epoch] = task = self._tasks.start(self._form(form))
+        task.add_done_callback(lambda _: self._forming.pop(form.epoch, None))
+
+    async def _form(self, form: wire.FormRing) -> None:
         try:
             seat = await self._sit(form)
             await seat.member.join()
         except ParallaxError as error:
             self._broken(form.epoch, error)
             return
+        except Exception as error:
+            log.exception("ring %d cannot be formed", form.epoch)
+            text = f"Forming failed: {type(error).__name__}: {error}"
+            self._broken(form.epoch, InternalError(text))
+            return
         if seat.head is not None:
             seat.head.start(seat.member)
         self._tell(wire.NodeReport(joined=wire.RingJoined(epoch=form.epoch)))
 
     async def leave(self, epoch: int) -> None:
-        """Gives a seat up and frees its caches."""
+        """Gives a seat up, taken or about to be, and frees its caches."""
+        forming = self._forming.get(epoch)
+        if forming is not None:
+            forming.cancel()
+            await asyncio.gather(forming, return_exceptions=True)
         seat = self._seats.pop(epoch, None)
         if seat is None:
             return
@@ -75,8 +95,12 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
 
     async def leave_all(self) -> None:
         """Gives every seat up."""
-        for epoch in list(self._seats):
+        for epoch in {*self._seats, *self._forming}:
             await self.leave(epoch)
+
+    def new_scheduler(self) -> None:
+        """Another scheduler gives the orders from now on: its epochs count anew."""
+        self._latest = 0
 
     def health(self, now: float) -> list[wire.StageHealth]:
         """Running totals of every seat."""
@@ -129,7 +153,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         """The seat of an epoch; neighbours may be a little earlier than our order."""
         async with self._formed:
             try:
-                async with asyncio.timeout(self._limits.connect_s):
+                async with asyncio.timeout(self._limits.form_s):
                     await self._formed.wait_for(
                         lambda: epoch in self._seats or epoch < self._latest
                     )
@@ -145,7 +169,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         context: grpc.aio.ServicerContext[wire.FramePiece, wire.FlowReply],
     ) -> AsyncIterator[wire.FlowReply]:
         """A neighbour's stream: its opening, then frames until either side ends."""
-        first = await anext(aiter(request_iterator), None)
+        first = await self._first(aiter(request_iterator))
         if first is None or not first.HasField("open"):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with its opening"
@@ -189,11 +213,20 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
     ) -> AsyncIterator[wire.HeadReport]:
         """The scheduler's stream to a ring's head. Its first order names the epoch."""
         orders = aiter(request_iterator)
-        first = await anext(orders, None)
+        first = await self._first(orders)
         if first is None:
             return
         seat = self._seats.get(first.epoch)
         if seat is None or seat.head is None:
             await context.abort(grpc.StatusCode.ABORTED, f"no head of epoch {first.epoch} here")
-        async for report in seat.head.serve(orders):
-            yield report
+        async with aclosing(seat.head.serve(orders)) as reports:
+            async for report in reports:
+                yield report
+
+    async def _first(self, messages: AsyncIterator[T]) -> T | None:
+        """A stream's first message; None when it does not come."""
+        try:
+            async with asyncio.timeout(self._limits.call_s):
+                return await anext(messages, None)
+        except TimeoutError:
+            return None

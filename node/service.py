@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -28,6 +29,8 @@ from parallax.node.shelf import Shelf
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.25
@@ -43,6 +46,7 @@ class NodeService:
         self._on_event = on_event
         self._stopping = asyncio.Event()
         self._tasks = Tasks()
+        self._retry_s = RETRY_FIRST_S
         self._attendance = Attendance(self._limits)
         self._compute = Compute(asyncio.get_running_loop())
         self._shelf: Shelf
@@ -123,18 +127,16 @@ class NodeService:
 
     async def _attend(self, hello: wire.Hello) -> None:
         """Attends, and after a lost scheduler finds it again, until told to stop."""
-        attended = False
-        delay_s = RETRY_FIRST_S
+        known = ""  # the scheduler attended last
         while not self._stopping.is_set():
             try:
-                target = await find_scheduler(
-                    self._settings.scheduler,
-                    timeout_s=self._limits.call_s,
-                    loopback_only=self._settings.loopback_only,
-                )
-                scheduler_id, endpoints = await self._attendance.enrol(target, hello)
-                attended = True
-                delay_s = RETRY_FIRST_S
+                found = await self._unless_stopping(self._find(hello))
+                if found is None:
+                    return
+                scheduler_id, endpoints = found
+                if scheduler_id != known:
+                    known = scheduler_id
+                    self._seats.new_scheduler()
                 where = host_port(endpoints[0].host, endpoints[0].port)
                 self._on_event(Joined(scheduler_id, where))
                 await self._attendance.attend(
@@ -143,17 +145,38 @@ class NodeService:
                     hello,
                     orders=self._order,
                     health=self._seats.health,
+                    held=self._shelf.held,
                     stopping=self._stopping,
                 )
             except Dismissed:
                 raise
             except ParallaxError as error:
-                if not attended or fatal(error):
+                if not known or fatal(error):
                     raise
                 self._on_event(Problem(error))
             await self._seats.leave_all()
-            await self._pause(delay_s)
-            delay_s = min(RETRY_MOST_S, delay_s * 2)
+            await self._pause(self._retry_s)
+            self._retry_s = min(RETRY_MOST_S, self._retry_s * 2)
+
+    async def _find(self, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
+        target = await find_scheduler(
+            self._settings.scheduler,
+            timeout_s=self._limits.call_s,
+            loopback_only=self._settings.loopback_only,
+        )
+        return await self._attendance.enrol(target, hello)
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What ``work`` returns; None when :meth:`stop` comes first."""
+        task = asyncio.create_task(work)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() else None
+        finally:
+            for waiting in (task, stop):
+                waiting.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -165,13 +188,13 @@ class NodeService:
     async def _order(self, order: wire.NodeOrder) -> None:
         match order.WhichOneof("order"):
             case "welcome":
-                self._shelf.tell_all()
+                self._retry_s = RETRY_FIRST_S
             case "load":
                 self._tasks.start(self._shelf.load(order.load.stage))
             case "unload":
                 self._tasks.start(self._shelf.unload(order.unload.stage))
             case "form":
-                self._tasks.start(self._seats.form(order.form))
+                self._seats.form(order.form)
             case "leave":
                 await self._seats.leave(order.leave.epoch)
             case "probe":

@@ -46,10 +46,9 @@ class Shelf:
         held = self._stages.get(key_of(stage))
         return held[0] if held else None
 
-    def tell_all(self) -> None:
-        """Reports every stage held, for a scheduler that does not know yet."""
-        for _, ready in self._stages.values():
-            self._tell(wire.NodeReport(ready=ready))
+    def held(self) -> list[wire.NodeReport]:
+        """A report of every stage held, for a scheduler that does not know yet."""
+        return [wire.NodeReport(ready=ready) for _, ready in self._stages.values()]
 
     async def load(self, stage: wire.StageRange) -> None:
         """Loads a stage and reports it ready, or failed. One at a time."""

@@ -1,0 +1,80 @@
+"""A node's stream to its scheduler: how it begins, and that it always ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from parallax.fabric.addresses import listening_addresses
+from parallax.fabric.channels import listen
+from parallax.fabric.limits import Limits
+from parallax.node.attendance import Attendance
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+LIMITS = Limits(disconnect_s=0.2)
+
+
+class Silent(rpc.MembershipServicer):
+    """A scheduler that listens, and never says or ends anything."""
+
+    def __init__(self) -> None:
+        self.heard: list[str | None] = []
+        self.news = asyncio.Condition()
+
+    async def Attend(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.NodeOrder]:
+        async for report in request_iterator:
+            async with self.news:
+                self.heard.append(report.WhichOneof("report"))
+                self.news.notify_all()
+        await asyncio.Event().wait()
+        yield wire.NodeOrder()
+
+    async def heard_of(self, kind: str) -> None:
+        async with asyncio.timeout(5), self.news:
+            await self.news.wait_for(lambda: kind in self.heard)
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[tuple[Silent, list[wire.Endpoint]]]:
+    service = Silent()
+    addresses = listening_addresses(loopback_only=True)
+
+    def register(server: grpc.aio.Server) -> None:
+        rpc.add_MembershipServicer_to_server(service, server)
+
+    server, port = await listen(addresses, 0, peer_id="boss", limits=LIMITS, register=register)
+    try:
+        yield service, [wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")]
+    finally:
+        await server.stop(None)
+
+
+async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer() -> None:
+    async def no_orders(order: wire.NodeOrder) -> None:
+        raise AssertionError(order)
+
+    async with silent() as (scheduler, endpoints):
+        stopping = asyncio.Event()
+        held = [wire.NodeReport(ready=wire.StageReady(weight_bytes=n)) for n in (1, 2)]
+        attending = asyncio.create_task(
+            Attendance(LIMITS).attend(
+                endpoints,
+                "boss",
+                wire.Hello(),
+                orders=no_orders,
+                health=lambda now: [],
+                held=lambda: held,
+                stopping=stopping,
+            )
+        )
+        await scheduler.heard_of("heartbeat")
+        assert scheduler.heard[:4] == ["hello", "ready", "ready", "heartbeat"]
+        stopping.set()
+        async with asyncio.timeout(5):
+            await attending
+        await scheduler.heard_of("goodbye")

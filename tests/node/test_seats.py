@@ -1,0 +1,127 @@
+"""Seats taken and given up, with a stage that only has to be there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc.aio
+
+from parallax.fabric.addresses import listening_addresses
+from parallax.fabric.channels import listen
+from parallax.fabric.limits import Limits
+from parallax.node.compute import Compute
+from parallax.node.seats import Seats
+from parallax.node.shelf import Shelf
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+
+
+class Held:
+    """A shelf on which every stage is."""
+
+    def get(self, stage: wire.StageRange) -> object:
+        return self
+
+
+class Refusing(rpc.RingServicer):
+    """A neighbour that takes no stream."""
+
+    async def Flow(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.FlowReply]:
+        await context.abort(grpc.StatusCode.ABORTED, "no ring here")
+        yield wire.FlowReply()
+
+
+class Node:
+    """Seats, and what they told the scheduler."""
+
+    def __init__(self) -> None:
+        self.told: list[wire.NodeReport] = []
+        self.compute = Compute(asyncio.get_running_loop())
+        self.limits = Limits()
+        shelf = cast(Shelf, Held())
+        self.seats = Seats("me", self.compute, shelf, self.limits, self.told.append)
+
+    def kinds(self) -> list[str | None]:
+        return [report.WhichOneof("report") for report in self.told]
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[Node]:
+    made = Node()
+    try:
+        yield made
+    finally:
+        await made.seats.leave_all()
+        made.compute.stop(5)
+
+
+def form(epoch: int, *others: wire.StagePlace) -> wire.FormRing:
+    me = wire.StagePlace(node_id="me", first=0, end=2)
+    shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8)
+    return wire.FormRing(epoch=epoch, index=0, stages=[me, *others], shape=shape)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_a_ring_that_is_left_before_its_seat_is_taken_leaves_nothing() -> None:
+    async with node() as one:
+        busy = threading.Event()
+        one.compute.post(lambda: cast(None, busy.wait(5)))
+        one.seats.form(form(1))
+        await one.seats.leave(1)
+        busy.set()
+        await one.compute.call(lambda: None)
+        assert one.seats.health(0.0) == []
+        assert one.kinds() == []
+
+
+async def test_a_neighbour_that_refuses_breaks_the_ring_at_once() -> None:
+    async with node() as one:
+        addresses = listening_addresses(loopback_only=True)
+
+        def register(server: grpc.aio.Server) -> None:
+            rpc.add_RingServicer_to_server(Refusing(), server)
+
+        server, port = await listen(
+            addresses, 0, peer_id="other", limits=one.limits, register=register
+        )
+        try:
+            place = wire.StagePlace(node_id="other", first=2, end=4)
+            place.endpoints.add(host=addresses[0].host, port=port, kind="loopback")
+            one.seats.form(form(1, place))
+            await until(lambda: bool(one.told))
+            assert one.kinds() == ["broken"]
+            assert one.told[0].broken.fault.kind == "LinkBroken"
+            assert "no ring here" in one.told[0].broken.fault.why
+            await one.seats.leave(1)
+        finally:
+            await server.stop(None)
+
+
+async def test_what_nobody_foresaw_in_forming_breaks_the_ring() -> None:
+    async with node() as one:
+        wrong = form(1)
+        wrong.index = 7
+        one.seats.form(wrong)
+        await until(lambda: bool(one.told))
+        assert one.told[0].broken.fault.kind == "InternalError"
+
+
+async def test_epochs_only_grow_until_another_scheduler_gives_them() -> None:
+    async with node() as one:
+        one.seats.form(form(9))
+        await until(lambda: one.kinds() == ["joined"])
+        await one.seats.leave(9)
+        one.seats.form(form(4))
+        await until(lambda: one.kinds() == ["joined", "broken"])
+        one.seats.new_scheduler()
+        one.seats.form(form(4))
+        await until(lambda: one.kinds() == ["joined", "broken", "joined"])
