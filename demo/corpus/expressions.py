@@ -30,6 +30,11 @@ _ASKS = (
     "[can|could] you [calculate|compute|work out] {} [for me|]",
     "[use the|with the|take the] calculator[:| for|] {}",
     "[tell me|give me|find] {}",
+    "ask the calculator for {}",
+    "[have|make] the calculator [compute|solve|evaluate] {}",
+    "the calculator should [compute|do|get] {}",
+    "calculator[,|:|] {}",
+    "{} [by|on] the calculator",
     "i need [the value of|] {}",
     "use a tool to [compute|calculate|get] {}",
 )

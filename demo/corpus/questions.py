@@ -106,15 +106,15 @@ def _weights() -> tuple[float, ...]:
 def ask(fact: Fact, rng: random.Random, *, held_out: bool) -> str:
     """Write one question for a fact.
 
-    Patterns written by hand are drawn in proportion to what they expand to, up to a limit, and
-    make two thirds of the questions where a fact has topics too.
+    Patterns written by hand are drawn by the root of what they expand to, up to a limit, and make
+    two thirds of the questions where a fact has topics too.
     """
     own = fact.held_out if held_out else fact.phrasings
     if fact.topics and rng.random() < 0.34:
         templates = _HELD_OUT_TOPIC_TEMPLATES if held_out else _TOPIC_TEMPLATES
         pattern = rng.choice(templates).format(rng.choice(fact.topics))
     else:
-        pattern = rng.choices(own, [min(len(every(text)), 12) for text in own])[0]
+        pattern = rng.choices(own, [min(len(every(text)), 12) ** 0.5 for text in own])[0]
     return typed(expand(pattern, rng), rng, noise=not held_out)
 
 
