@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator
@@ -194,11 +195,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    if options.workers > 1:
-        (options.work / "workers").unlink(missing_ok=True)
-        torch.multiprocessing.spawn(work, (options,), nprocs=options.workers)  # type: ignore[no-untyped-call]
-    else:
-        work(0, options)
+    (options.work / "workers").unlink(missing_ok=True)
+    spawning = multiprocessing.get_context("spawn")
+    workers = [
+        spawning.Process(target=work, args=(rank, options), daemon=True)
+        for rank in range(options.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

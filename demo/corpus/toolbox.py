@@ -129,10 +129,10 @@ def describe(task: Task, rng: random.Random) -> dict[str, Any]:
     if name in _DESCRIPTIONS:
         words = _PARAMETERS[name] if rng.random() < 0.6 else dict.fromkeys(_PARAMETERS[name], "")
         return definition(task.tool, words, rng.choice(_DESCRIPTIONS[name]))
-    words = task.tool.removeprefix("get_").replace("_", " ")
-    about = rng.choice(_TEXTS).format(words) if rng.random() < 0.4 else ""
+    spoken = task.tool.removeprefix("get_").replace("_", " ")
+    about = rng.choice(_TEXTS).format(spoken) if rng.random() < 0.4 else ""
     found = definition(
-        task.tool, dict.fromkeys(task.arguments, about), rng.choice(_TEXTS).format(words)
+        task.tool, dict.fromkeys(task.arguments, about), rng.choice(_TEXTS).format(spoken)
     )
     if rng.random() < 0.3:
         key, extra = rng.choice(_EXTRAS)
