@@ -5,6 +5,7 @@ mlx-lm is pinned; what is used here is what to look at when the pin moves.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import resource
 import tempfile
@@ -38,7 +39,15 @@ Caches = list[Cache]
 Weights = dict[str, mx.array]
 
 # What mlx-lm raises at configurations and weights that do not fit its model.
-DEFECTS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+DEFECTS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+)
 
 
 def model_classes(config: Config) -> tuple[type[Any], type[Any]]:
@@ -80,6 +89,20 @@ def read_config(folder: Path) -> Config:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelBroken(f"config.json of {folder.name} names no model_type", path=path)
     return config
+
+
+def with_sizes(config: Config) -> Config:
+    """The configuration with the sizes that it leaves to mlx-lm's defaults written out."""
+    try:
+        _, arguments = model_classes(config)
+    except UnknownArchitecture:
+        return config  # a part of another model's configuration, without an architecture of its own
+    fields = dataclasses.fields(arguments) if dataclasses.is_dataclass(arguments) else ()
+    sizes = {f.name: f.default for f in fields if type(f.default) is int and f.default > 0}
+    full = sizes | {key: value for key, value in config.items() if value is not None}
+    if isinstance(text := full.get("text_config"), dict):
+        full["text_config"] = with_sizes(text)
+    return full
 
 
 def random_model(config: Config) -> Model:

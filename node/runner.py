@@ -14,6 +14,8 @@ from parallax.node.sampler import TokenChooser, choose_rows
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
 
+_CLEAR_EVERY = 256  # frames; as often as mlx-lm does
+
 
 class Runner:
     """A stage at its place in one ring of one epoch.
@@ -52,6 +54,8 @@ class Runner:
                 number=frame.number,
             )
         self._next_number += 1
+        if frame.number % _CLEAR_EVERY == 0:
+            mx.clear_cache()  # buffers that grown caches have left behind
         for command in frame.commands:
             self._command(command)
         if frame.kind == wire.DECODE:

@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 _FORMAT = 1  # of verdicts on disk; another number makes them be found out anew
 _MOST_PARAMETERS = 30_000_000
 _TEXT = 40  # tokens; several times the twin's window
-_ROUNDING = 1e-4  # of the largest logit, in float32; a wrong mask makes differences near 1
+_ROUNDING = (
+    2e-3  # of the largest logit; deep twins amplify, but a mask wrong by one token shows tenfold
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def _twin_of(config: Config, cut: tuple[int, int] | None = None) -> _Twin | None
     With a cut, it may have fewer layers than the model; the cut is then its own.
     """
     seam.model_classes(config)
-    for small in shrunk(config):
+    for small in shrunk(seam.with_sizes(config)):
         try:
             place = shallow(small, *cut) if cut else Cut(small, 0, 0)
             model = seam.random_model(place.config)
