@@ -13,7 +13,6 @@ import copy
 from dataclasses import dataclass
 
 from parallax.fabric.errors import FrameRefused
-from parallax.node import mlx_lm_seam as seam
 from parallax.node.mlx_lm_seam import Caches
 from parallax.node.stage import Stage
 
@@ -211,8 +210,7 @@ class Lanes:
         """Bytes of every cache held here."""
         held = [*self._alone.values(), *(lane.caches for lane in self._lanes.values())]
         held += [kept.caches for kept in self._kept.values()]
-        parts = (part for caches in held for cache in caches for part in seam.parts(cache))
-        return sum(array.nbytes for part in parts for array in seam.arrays(part))
+        return sum(cache.nbytes for caches in held for cache in caches)
 
 
 def _shorten(caches: Caches, tokens: int) -> None:

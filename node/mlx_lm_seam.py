@@ -99,7 +99,7 @@ def with_sizes(config: Config) -> Config:
         return config  # a part of another model's configuration, without an architecture of its own
     fields = dataclasses.fields(arguments) if dataclasses.is_dataclass(arguments) else ()
     sizes = {f.name: f.default for f in fields if type(f.default) is int and f.default > 0}
-    full = sizes | {key: value for key, value in config.items() if value is not None}
+    full = sizes | config
     if isinstance(text := full.get("text_config"), dict):
         full["text_config"] = with_sizes(text)
     return full
