@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
-from typing_extensions import Buffer
 
 from parallax.fabric import tensors
 from parallax.fabric.tensors import Tensor
@@ -58,7 +57,7 @@ def to_tensor(array: mx.array) -> Tensor:
     dtype = array.dtype
     if dtype in (mx.float16, mx.bfloat16):
         array = array.view(mx.uint16)
-    view = memoryview(cast(Buffer, array))  # MLX's stubs do not tell
+    view = memoryview(cast(Any, array))  # which its stubs do not tell
     data = view.cast("B") if view.c_contiguous and array.size and array.ndim else view.tobytes()
     return Tensor(_NAMES[dtype], tuple(array.shape), data)
 
