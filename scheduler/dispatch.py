@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from parallax.fabric.errors import NoRing, ParallaxError, RingLost
 from parallax.fabric.limits import Limits
+from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Token
 from parallax.scheduler.heads import HeadLink
@@ -21,6 +22,7 @@ from parallax.scheduler.router import Router
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+LOSSES_IN_A_ROW = 8  # rings that broke on an answer, with not one token in between
 
 
 class _Answer:
@@ -54,32 +56,35 @@ class Dispatcher:
         self._links: dict[int, HeadLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ids = itertools.count(1)
-        self._clock: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
         self.loads: dict[int, wire.HeadLoad] = {}
         self._paused = False
+        self._refuses = False
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     def start(self) -> None:
         """Begins to watch deadlines."""
-        self._clock = asyncio.create_task(self._tick())
+        self._tasks.start(self._tick())
 
     async def stop(self) -> None:
         """Ends every request with a retryable error, and every stream."""
-        if self._clock is not None:
-            self._clock.cancel()
-            await asyncio.gather(self._clock, return_exceptions=True)
+        await self._tasks.stop()
         for request in list(self._requests.values()):
             self._fail(request, _stopping())
         for epoch in list(self._links):
             self.ring_down(epoch)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+    def refuse(self) -> None:
+        """Takes no new request from now on: the scheduler is stopping."""
+        self._refuses = True
+
     async def drained(self, timeout_s: float) -> None:
-        """Returns when no request runs on a ring, or after ``timeout_s``."""
+        """Returns when no request runs on a ring or is about to, or after ``timeout_s``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.running:
+                while self.running or (self.waiting and self._links and not self._paused):
                     self._quiet.clear()
                     await self._quiet.wait()
 
@@ -109,8 +114,13 @@ class Dispatcher:
         task.add_done_callback(self._closing.discard)
         for number in self._router.ring_down(epoch):
             request = self._requests[number]
-            if request.ring_lost(epoch):
+            if not request.ring_lost(epoch):
+                continue
+            if request.losses >= LOSSES_IN_A_ROW:
+                self._fail(request, _hopeless(request.losses))
+            else:
                 self._router.requeue_front(number)
+        self._quiet.set()
         self._dispatch()
 
     @property
@@ -146,6 +156,8 @@ class Dispatcher:
             NoRing, QueueFull: at once.
             QueueTimeout, RingLost: after the wait.
         """
+        if self._refuses:
+            raise _stopping()
         now = time.monotonic()
         number = next(self._ids)
         request = Request(number, generation, deadline=now + self._limits.request_s)
@@ -219,7 +231,7 @@ class Dispatcher:
                 self._answers[request.id].put(token)
         for end in report.ends:
             self._ended(report.epoch, end)
-        if report.HasField("load"):
+        if report.HasField("load") and report.epoch in self._links:
             self.loads[report.epoch] = report.load
             outstanding = report.load.decoding + report.load.prefilling
             self._router.load(report.epoch, report.load.free_rows, outstanding)
@@ -234,6 +246,8 @@ class Dispatcher:
         request = self._requests.get(end.request)
         if request is None or request.epoch != epoch or request.phase is not Phase.RUNNING:
             return
+        if end.attempt != request.attempt:
+            return  # of an attempt that went before, on the same ring
         finish = request.end(end)
         if finish is not None:
             self._router.finished(epoch, request.id)
@@ -246,15 +260,20 @@ class Dispatcher:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            for number in self._router.expired(now):
-                request = self._requests.get(number)
-                if request is not None:
-                    self._fail(request, self._expired(request))
-            for request in list(self._requests.values()):
-                if now > request.deadline:
-                    self._fail(request, self._expired(request))
-            self._dispatch()
+            try:
+                self._look(time.monotonic())
+            except Exception:  # deadlines must be kept all the same
+                log.exception("watching the deadlines failed")
+
+    def _look(self, now: float) -> None:
+        for number in self._router.expired(now):
+            request = self._requests.get(number)
+            if request is not None:
+                self._fail(request, self._expired(request))
+        for request in list(self._requests.values()):
+            if now > request.deadline:
+                self._fail(request, self._expired(request))
+        self._dispatch()
 
     def _expired(self, request: Request) -> ParallaxError:
         again = {"retry_after_s": self._limits.retry_after_s}
@@ -273,6 +292,14 @@ class Dispatcher:
                 **again,
             )
         return self._router.timeout()
+
+
+def _hopeless(losses: int) -> ParallaxError:
+    return RingLost(
+        "The rings break on this answer",
+        f"{losses} in a row did, before its next token",
+        "Send the request again; the scheduler's log says why they broke",
+    )
 
 
 def _stopping() -> ParallaxError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from parallax.fabric.errors import LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
 
 OUTBOX_ORDERS = 4096
 
@@ -85,6 +88,9 @@ class HeadLink:
             self._lost(error.details() or error.code().name)
         except ParallaxError as error:
             self._lost(error.sentence)
+        except Exception as error:
+            log.exception("the link to the head of ring %d failed", self.epoch)
+            self._lost(f"{type(error).__name__}: {error}")
         finally:
             if writer is not None:
                 writer.cancel()
@@ -95,5 +101,8 @@ class HeadLink:
     async def _write(
         self, call: grpc.aio.StreamStreamCall[wire.HeadOrder, wire.HeadReport]
     ) -> None:
-        while True:
-            await call.write(await self._outbox.get())
+        try:
+            while True:
+                await call.write(await self._outbox.get())
+        except Exception as error:  # most often the stream broke, and the reader says so too
+            self._lost(f"orders cannot be sent: {type(error).__name__}")

@@ -35,6 +35,7 @@ class Request:
     epoch: int = 0
     attempt: int = 0
     tokens: list[int] = field(default_factory=list)
+    losses: int = 0  # rings that broke on it since its last token
     error: ParallaxError | None = None
 
     def start(self, epoch: int) -> wire.Submit:
@@ -58,6 +59,7 @@ class Request:
         if not current or event.index != len(self.tokens):
             return None
         self.tokens.append(event.token)
+        self.losses = 0
         return Token(event.index, event.token)
 
     def end(self, event: wire.EndEvent) -> Finish | None:
@@ -79,6 +81,7 @@ class Request:
         """An epoch is over; True when this request ran there and must go again."""
         if self.phase is Phase.RUNNING and self.epoch == epoch:
             self.phase = Phase.QUEUED
+            self.losses += 1
             return True
         return False
 

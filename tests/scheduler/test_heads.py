@@ -1,0 +1,57 @@
+"""The scheduler's stream to a head: however it ends, somebody is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from parallax.fabric.addresses import listening_addresses
+from parallax.fabric.channels import listen
+from parallax.fabric.errors import ParallaxError
+from parallax.fabric.limits import Limits
+from parallax.proto import wire_pb2 as wire
+from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler.heads import HeadLink
+
+
+class Talking(rpc.HeadServicer):
+    """A head that reports once and stays."""
+
+    async def Serve(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.HeadReport]:
+        yield wire.HeadReport(epoch=1)
+        await asyncio.Event().wait()
+
+
+class Failing:
+    """A listener that cannot take a report in."""
+
+    def __init__(self) -> None:
+        self.lost: asyncio.Future[ParallaxError] = asyncio.get_running_loop().create_future()
+
+    def head_report(self, report: wire.HeadReport) -> None:
+        raise ZeroDivisionError
+
+    def head_lost(self, epoch: int, error: ParallaxError) -> None:
+        self.lost.set_result(error)
+
+
+async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud() -> None:
+    addresses = listening_addresses(loopback_only=True)
+
+    def register(server: grpc.aio.Server) -> None:
+        rpc.add_HeadServicer_to_server(Talking(), server)
+
+    server, port = await listen(addresses, 0, peer_id="a", limits=Limits(), register=register)
+    listener = Failing()
+    endpoint = wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")
+    link = HeadLink(1, "a", [endpoint], listener, Limits())
+    try:
+        async with asyncio.timeout(5):
+            error = await listener.lost
+        assert "ZeroDivisionError" in error.why
+    finally:
+        await link.close()
+        await server.stop(None)
