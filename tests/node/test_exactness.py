@@ -130,6 +130,27 @@ def _turn_batch(lanes: Lanes) -> None:
             cache._temporal_order()
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_half_precision_crosses_the_cut_bit_for_bit(
+    dtype: mx.Dtype, tmp_path: Path, verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(tmp_path / "model", "qwen3")
+    file = folder / "model.safetensors"
+    tensors = mx.load(str(file))
+    assert isinstance(tensors, dict)
+    mx.save_safetensors(str(file), {n: mx.array(t.astype(dtype)) for n, t in tensors.items()})
+    ring = Ring(load_stages(folder, [1, 3], verdicts), monkeypatch)
+    whole = Whole(folder)
+    ring.prefill(1, TEXTS[0][:20])
+    whole.run(TEXTS[0][:20])
+    commands = [admit(1, prompt=TEXTS[0][:21])]
+    for token in TEXTS[0][20:30]:
+        ring.decode([token], *commands)
+        commands = []
+        assert ring.logits.dtype == dtype
+        assert mx.array_equal(ring.logits[0], whole.run([token])[0]).item()
+
+
 # deepseek_v3 computes a chunk of one token in another way, and a window's chunks sum in another
 # order: there other grids round otherwise. The grid of a ring is fixed, so timing changes nothing.
 @pytest.mark.parametrize(
