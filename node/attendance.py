@@ -32,9 +32,14 @@ OUTBOX_REPORTS = 4096
 class Attendance:
     """One node's membership. Reports may be told at any time; while no scheduler
     listens they are dropped, and the whole state is told again at the next hello.
+
+    Args:
+        limits: time-outs.
+        busy_s: how long the compute thread has been in one job.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, busy_s: Callable[[float], float]) -> None:
+        self._busy_s = busy_s
         self._limits = limits
         self._outbox: asyncio.Queue[wire.NodeReport] | None = None
         self._patience: asyncio.Timeout | None = None
@@ -185,7 +190,10 @@ class Attendance:
             # Late by more than a heartbeat: this process was not given time to run.
             starved = now - due > self._limits.heartbeat_s
             heartbeat = wire.Heartbeat(
-                count=count, starved=starved, resident_bytes=self._process.memory_info().rss
+                count=count,
+                starved=starved,
+                resident_bytes=self._process.memory_info().rss,
+                since_progress_s=self._busy_s(now),
             )
             self.tell(wire.NodeReport(heartbeat=heartbeat))
             for report in health(now):

@@ -37,11 +37,16 @@ class Compute:
         """Queues a job that tells its result itself; what it raises is logged."""
         self._jobs.put(job)
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Runs ``function`` on the thread and returns, or raises, what it does."""
+    async def call(self, function: Callable[[], T], *, loads: bool = False) -> T:
+        """Runs ``function`` on the thread and returns, or raises, what it does.
+
+        A job that ``loads`` may take minutes and does not count as busy.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
 
         def job() -> None:
+            if loads:
+                self._since = None
             try:
                 result = function()
             except BaseException as error:
@@ -68,7 +73,10 @@ class Compute:
         return self._thread.is_alive()
 
     def busy_s(self, now: float) -> float:
-        """How long the present job has run; 0 between jobs. ``now`` is ``time.monotonic()``."""
+        """How long the present job has run; 0 between jobs and while loading.
+
+        ``now`` is ``time.monotonic()``.
+        """
         since = self._since
         return now - since if since is not None else 0.0
 

@@ -47,8 +47,8 @@ class NodeService:
         self._stopping = asyncio.Event()
         self._tasks = Tasks()
         self._retry_s = RETRY_FIRST_S
-        self._attendance = Attendance(self._limits)
         self._compute = Compute(asyncio.get_running_loop())
+        self._attendance = Attendance(self._limits, self._compute.busy_s)
         self._shelf: Shelf
         self._seats: Seats
 

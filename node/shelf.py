@@ -111,7 +111,7 @@ class Shelf:
             )
             return loaded, loaded.cache_cost()
 
-        loaded, cost = await self._compute.call(read)
+        loaded, cost = await self._compute.call(read, loads=True)
         if self._budget_bytes and loaded.weight_bytes > self._budget_bytes:
             await self._compute.call(loaded.close)
             missing = loaded.weight_bytes - self._budget_bytes

@@ -354,20 +354,24 @@ class Heartbeat(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     STARVED_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    SINCE_PROGRESS_S_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     starved: _builtins.bool
     """this process has lately not been given time to run"""
     resident_bytes: _builtins.int
+    since_progress_s: _builtins.float
+    """how long the MLX thread has been in one job, loading left out"""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
         starved: _builtins.bool = ...,
         resident_bytes: _builtins.int = ...,
+        since_progress_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "resident_bytes", b"resident_bytes", "starved", b"starved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "resident_bytes", b"resident_bytes", "since_progress_s", b"since_progress_s", "starved", b"starved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,7 +583,7 @@ class StageHealth(_message.Message):
     ring_round_trip_s: _builtins.float
     """of the last beat; on the head only"""
     since_progress_s: _builtins.float
-    """how long the MLX thread has been in one job"""
+    """how long the MLX thread has been in one job, loading left out"""
     def __init__(
         self,
         *,

@@ -6,21 +6,24 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 
 from parallax.fabric.errors import (
     CutRefused,
+    InternalError,
+    LinkBroken,
     ModelTooBig,
+    NoRing,
     ParallaxError,
     RingLost,
+    StageStuck,
     from_fault,
 )
 from parallax.fabric.events import Event, Loading, NodeJoined, NodeLeft, Problem, Ready
 from parallax.fabric.models import resolve
 from parallax.fabric.settings import SchedulerSettings
-from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
+from parallax.fabric.tasks import Tasks, in_thread
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.catalog import list_models
 from parallax.scheduler.chosen import Chosen
@@ -29,12 +32,11 @@ from parallax.scheduler.dispatch import Dispatcher
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
 from parallax.scheduler.membership import (
     Change,
-    Membership,
+    Member,
     NodeArrived,
-    NodeFacts,
     NodeGone,
-    Refused,
-    Versions,
+    NodeReady,
+    NodeState,
 )
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import read_facts
@@ -49,7 +51,9 @@ from parallax.scheduler.reconciler import (
     RingDown,
     RingUp,
 )
-from parallax.scheduler.shape import shape_of
+from parallax.scheduler.roster import Roster
+from parallax.scheduler.setbacks import Setbacks
+from parallax.scheduler.shape import forms_of, shape_of
 from parallax.scheduler.speeds import level
 from parallax.scheduler.stage_metrics import StageMetrics
 from parallax.scheduler.status import status_of
@@ -57,8 +61,7 @@ from parallax.scheduler.store import Choice, Store
 
 log = logging.getLogger(__name__)
 
-BREAKS_IN_A_ROW = 3  # then a ring waits before it forms anew
-REFORM_PAUSE_S = 1.0
+STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 ACCEPT_S = 20.0  # a model that takes longer to fetch is accepted, and fetched on
 
 
@@ -78,8 +81,8 @@ class ClusterService:
         self._limits = settings.limits
         self._store = store
         self._on_event = on_event
-        self._versions = Versions(PROTOCOL, mlx_version(), mlx_lm_version())
-        self.members = Membership(self._versions, self._limits)
+        self._roster = Roster(peer_id, self._limits)
+        self.members = self._roster.members
         self.reconciler = Reconciler(self._form)
         self.requests = Dispatcher(self._limits, self._ring_broken)
         self.chosen: Chosen | None = None
@@ -88,47 +91,48 @@ class ClusterService:
         self.choosing: str | None = None  # a model that is being looked up or fetched
         self._metrics = metrics
         self._stage_metrics = StageMetrics(metrics)
-        self._links: dict[int, NodeLink] = {}  # by stream
-        self._stream_of: dict[int, int] = {}  # id of a link -> its stream
-        self._hellos: dict[str, wire.Hello] = {}
-        self._paths: dict[tuple[str, str], LinkFacts] = {}
-        self._breaks: dict[tuple[str, ...], int] = {}
-        self._streams = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._setbacks = Setbacks(self._limits)
+        self._tasks = Tasks()
         self._switch = asyncio.Lock()
+        self._choices = itertools.count(1)
+        self._newest_choice = 0  # of those that could be looked up
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
-        self._background(self._watch())
+        self._tasks.start(self._watch())
         remembered = await self._store.choice()
         if self.settings.model is not None:
             await self.choose(self.settings.model, self.settings.nodes, True)
         elif remembered is not None:
-            with suppress(ParallaxError):
+            try:
                 await self.choose(remembered.model, remembered.nodes, True)
+            except ParallaxError as error:  # nodes and people can still come
+                self._trouble(error)
 
     async def stop(self) -> None:
-        """Lets answers in flight finish for a while, then ends everything."""
+        """Lets answers in flight finish for a while, takes no new ones, then ends everything."""
+        self.requests.refuse()
         await self.requests.drained(self._limits.drain_s)
         await self.requests.stop()
         self._do(self.reconciler.want_none())
-        for link in self._links.values():
-            link.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._roster.close()
+        await self._tasks.stop()
 
     # ------------------------------------------------------- what HTTP asks for
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Token | Finish, None]:
         """See :class:`~parallax.scheduler.generation.Cluster`."""
-        answer = self.requests.generate(generation)
-        try:
+        if self.chosen is None or generation.model != self.chosen.folder.name:
+            raise NoRing(
+                f"{generation.model} is not served any more",
+                "the cluster changed its model while the prompt was read",
+                "Send the request again",
+                retry_after_s=self._limits.retry_after_s,
+            )
+        async with aclosing(self.requests.generate(generation)) as answer:
             async for event in answer:
                 yield event
-        finally:
-            await answer.aclose()
 
     def served(self) -> ServedModel | None:
         """The current model, or None before one is chosen."""
@@ -152,9 +156,7 @@ class ClusterService:
         A model that must be fetched first is accepted after a while; what goes
         wrong later is shown in the status.
         """
-        task = asyncio.create_task(self._choose(model, nodes))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks.start(self._choose(model, nodes), awaited=True)
         done, _ = await asyncio.wait({task}, timeout=ACCEPT_S)
         if done:
             await task
@@ -162,13 +164,20 @@ class ClusterService:
             task.add_done_callback(self._chosen_late)
 
     async def _choose(self, model: str, nodes: int) -> None:
-        async with self._switch:
-            self.choosing = model
-            try:
-                folder = await asyncio.to_thread(resolve, model, state_dir=self.settings.state_dir)
-                facts = await asyncio.to_thread(read_facts, folder)
-            finally:
+        number = next(self._choices)
+        self.choosing = model
+        try:
+            folder = await in_thread(lambda: resolve(model, state_dir=self.settings.state_dir))
+            facts = await in_thread(lambda: read_facts(folder))
+        finally:
+            if self.choosing == model:
                 self.choosing = None
+        if number < self._newest_choice:  # it took long to fetch, and people decided anew
+            return
+        self._newest_choice = number
+        async with self._switch:
+            if number < self._newest_choice:
+                return
             await self._store.choose(Choice(folder.location, nodes))
             await self._leave_model()
             self.chosen = Chosen(folder, facts, nodes)
@@ -179,6 +188,8 @@ class ClusterService:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, ParallaxError):
             self._trouble(error)
+        elif error is not None:
+            log.error("a model could not be chosen", exc_info=error)
 
     async def _leave_model(self) -> None:
         """Answers in flight get a while to finish; then the old rings go."""
@@ -199,37 +210,19 @@ class ClusterService:
         Raises:
             VersionMismatch: it cannot be part of a ring here.
         """
-        stream = next(self._streams)
-        theirs = Versions(hello.protocol, hello.mlx_version, hello.mlx_lm_version)
-        changes = self.members.hello(
-            _facts(hello.facts), theirs, hello.incarnation, stream=stream, now=time.monotonic()
-        )
-        for change in changes:
-            if isinstance(change, Refused):
-                raise change.error
-        self._links[stream] = link
-        self._stream_of[id(link)] = stream
-        self._hellos[hello.facts.node_id] = hello
-        link.order(
-            wire.NodeOrder(
-                welcome=wire.Welcome(
-                    scheduler_id=self.peer_id,
-                    heartbeat_s=self._limits.heartbeat_s,
-                    silence_s=self._limits.silence_s,
-                )
-            )
-        )
-        self._follow(changes)
-        self._probe_links(hello)
+        self._follow(self._roster.hello(hello, link, time.monotonic()))
 
-    def node_report(self, node_id: str, report: wire.NodeReport) -> None:
-        """A node says something."""
+    def node_report(self, node_id: str, link: NodeLink, report: wire.NodeReport) -> None:
+        """A node says something; what comes over a stream that it has replaced is too late."""
         now = time.monotonic()
         member = self.members.get(node_id)
+        if member is None or not self._roster.current(node_id, link):
+            return
         match report.WhichOneof("report"):
-            case "heartbeat" if member is not None:
+            case "heartbeat":
                 starved = report.heartbeat.starved
                 self._follow(self.members.heartbeat(member.stream, starved=starved, now=now))
+                self._busy(node_id, report.heartbeat.since_progress_s, stepped=False)
             case "progress":
                 self._loading(node_id, report.progress)
             case "ready":
@@ -240,25 +233,28 @@ class ClusterService:
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
             case "broken":
                 self._ring_broken(report.broken.epoch, from_fault(report.broken.fault))
-            case "health":
+            case "health" if self.reconciler.by_epoch(report.health.epoch) is not None:
+                health = report.health
+                self._busy(node_id, health.since_progress_s, stepped=health.decode_frames > 0)
                 self._stage_metrics.observe(report.health, self.name_of(node_id))
             case "link":
                 path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
-                self._paths[node_id, report.link.node_id] = path
-            case "goodbye" if member is not None:
+                self._roster.paths[node_id, report.link.node_id] = path
+            case "goodbye":
                 self._follow(self.members.goodbye(member.stream, report.goodbye.reason, now=now))
 
     def node_lost(self, node_id: str, link: NodeLink, reason: str) -> None:
         """A node's stream ended."""
-        stream = self._stream_of.pop(id(link), None)
-        if stream is not None:
-            self._links.pop(stream, None)
-            self._follow(self.members.broken(stream, now=time.monotonic()))
+        self._follow(self._roster.lost(link, time.monotonic()))
 
     def name_of(self, node_id: str) -> str:
         """A node's name for people."""
-        member = self.members.get(node_id)
-        return member.facts.name if member else node_id
+        return self._roster.name_of(node_id)
+
+    def state_of(self, member: Member) -> str:
+        """How a node stands; one that hangs is as suspect as one that is silent."""
+        hangs = member.state is NodeState.READY and self._setbacks.stuck(member.facts.node_id)
+        return (NodeState.SUSPECT if hangs else member.state).value
 
     # --------------------------------------------------------------- decisions
 
@@ -272,13 +268,13 @@ class ClusterService:
                 if self.chosen is not None:
                     self.chosen.failed.pop(change.node_id, None)
                 self._on_event(NodeJoined(self.name_of(change.node_id)))
-                replan = True
+            elif isinstance(change, NodeReady):
+                replan = True  # only now: what it holds it said before its first heartbeat
             elif isinstance(change, NodeGone):
                 name = self.name_of(change.node_id)
                 self._do(self.reconciler.node_down(change.node_id))
-                link = self._links.get(change.stream)
-                if link is not None:
-                    link.close()
+                self._roster.gone(change)
+                self._setbacks.gone(change.node_id)
                 self._on_event(NodeLeft(name, change.reason))
                 replan = True
         if replan:
@@ -289,7 +285,7 @@ class ClusterService:
         chosen = self.chosen
         if chosen is None:
             return
-        usable = [m for m in self.members.usable() if m.facts.node_id not in chosen.failed]
+        usable = [m for m in self.members.usable() if self._plannable(m, chosen)]
         busy = self.reconciler.busy_nodes()
         free = [m.facts for m in usable if m.facts.node_id not in busy]
         if not free or (not chosen.began and len(usable) < chosen.nodes):
@@ -299,7 +295,7 @@ class ClusterService:
             plan = make_plan(
                 chosen.facts,
                 level(free),
-                self._paths,
+                self._roster.paths,
                 cuts=chosen.cuts,
                 min_nodes=min(wanted, len(free)),
             )
@@ -317,35 +313,41 @@ class ClusterService:
             wanted_ring = Ring(chosen.source, places, ring.throughput_tokens_s)
             self._do(self.reconciler.want(wanted_ring))
 
+    def _plannable(self, member: Member, chosen: Chosen) -> bool:
+        node_id = member.facts.node_id
+        known = member.state is not NodeState.JOINING
+        return known and node_id not in chosen.failed and not self._setbacks.stuck(node_id)
+
     def _do(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
                 case Order(node_id, order):
-                    self._order(node_id, order)
+                    self._roster.order(node_id, order)
                 case NeedEpoch(ring):
-                    self._background(self._issue_epoch(ring))
+                    self._tasks.start(self._issue_epoch(ring))
                 case RingUp(ring):
                     self._ring_up(ring)
                 case RingDown(_, epoch):
                     self.requests.ring_down(epoch)
                     self._stage_metrics.forget(epoch)
 
-    def _order(self, node_id: str, order: wire.NodeOrder) -> None:
-        member = self.members.get(node_id)
-        link = self._links.get(member.stream) if member else None
-        if link is not None:
-            link.order(order)
-
     async def _issue_epoch(self, ring: Ring) -> None:
-        if self._breaks.get(ring.nodes, 0) >= BREAKS_IN_A_ROW:
-            await asyncio.sleep(REFORM_PAUSE_S)
-        epoch = await self._store.next_epoch()
+        await asyncio.sleep(self._setbacks.pause_s(ring.nodes))
+        while True:
+            try:
+                epoch = await self._store.next_epoch()
+                break
+            except ParallaxError as error:  # a full disk, say: no ring forms until it is mended
+                self._trouble(error)
+                await asyncio.sleep(STORE_PAUSE_S)
+        self._setbacks.forming(epoch, time.monotonic())
         self._do(self.reconciler.epoch_issued(ring, epoch))
 
     def _form(self, ring: Ring, reports: list[wire.StageReady]) -> list[wire.FormRing]:
         """The orders that form a ring, one per stage."""
-        assert self.chosen is not None  # noqa: S101 - rings are wanted for a chosen model only
-        hellos = [self._hellos[place.node_id] for place in ring.places]
+        if self.chosen is None:
+            raise InternalError("A ring forms although no model is chosen")
+        hellos = [self._roster.hello_of(place.node_id) for place in ring.places]
         shape = shape_of(
             reports,
             [hello.facts.budget_bytes for hello in hellos],
@@ -353,34 +355,22 @@ class ClusterService:
             accelerated=all(hello.facts.backend != "cpu" for hello in hellos),
             limits=self._limits,
         )
-        self.chosen.context_tokens = shape.context_tokens
-        stages = [
-            wire.StagePlace(
-                node_id=place.node_id, endpoints=hello.endpoints, first=place.first, end=place.end
-            )
-            for place, hello in zip(ring.places, hellos, strict=True)
-        ]
-        return [
-            wire.FormRing(
-                epoch=ring.epoch,
-                index=index,
-                model=ring.model,
-                stages=stages,
-                shape=shape,
-                costs=[report.cache for report in reports],
-                batches=all(report.batches for report in reports),
-            )
-            for index in range(len(stages))
-        ]
+        ring.context_tokens = shape.context_tokens
+        # Every request must fit every ring.
+        self.chosen.context_tokens = min(
+            (r.context_tokens for r in self.reconciler.rings if r.context_tokens),
+            default=shape.context_tokens,
+        )
+        return forms_of(ring, reports, hellos, shape)
 
     def _ring_up(self, ring: Ring) -> None:
-        self._breaks.pop(ring.nodes, None)
+        self._setbacks.formed(ring.nodes, ring.epoch, time.monotonic())
         head = ring.places[0].node_id
-        report = self.reconciler.report_of(ring, ring.places[0])
-        batches = report is None or report.batches
+        reports = [self.reconciler.report_of(ring, place) for place in ring.places]
+        batches = all(report is None or report.batches for report in reports)
         lanes = len(ring.places) if batches else self._limits.window_frames
         slots = lanes * (self._limits.lane_rows if batches else 1)
-        endpoints = list(self._hellos[head].endpoints)
+        endpoints = list(self._roster.hello_of(head).endpoints)
         self.requests.ring_up(ring.epoch, head, endpoints, slots, ring.tokens_s)
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
 
@@ -389,13 +379,39 @@ class ClusterService:
         if ring is None:
             return
         log.warning("ring %d broke: %s", epoch, error.sentence)
-        self._breaks[ring.nodes] = self._breaks.get(ring.nodes, 0) + 1
+        self._setbacks.broke(ring.nodes, epoch, time.monotonic())
         self._do(self.reconciler.broken(epoch))
+
+    def _busy(self, node_id: str, busy_s: float, *, stepped: bool) -> None:
+        """A node whose compute thread hangs gets no work until it goes on."""
+        change = self._setbacks.busy(node_id, busy_s, stepped=stepped)
+        if change is None:
+            return
+        if not change:
+            if isinstance(self.problem, StageStuck):
+                self.problem = None
+            self._plan()
+            return
+        for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
+            self._do(self.reconciler.retire(ring))
+        self._plan()
+        name = self.name_of(node_id)
+        self._trouble(
+            StageStuck(
+                f"{name} hangs",
+                f"its compute thread has been in one job for {busy_s:.0f} s",
+                f"Others take over where they can; if it stays, start {name} again",
+            )
+        )
 
     def _stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
         error = from_fault(failed.fault)
         chosen = self.chosen
         if chosen is None or failed.stage.model.digest != chosen.folder.digest:
+            return
+        wanted = self.reconciler.wants(node_id, failed.stage)
+        self._do(self.reconciler.stage_failed(node_id, failed.stage))
+        if not wanted:  # of a plan that was given up meanwhile, by another node's failure perhaps
             return
         if isinstance(error, CutRefused) and chosen.cuts is None:
             text = error.fields.get("working_cuts", "")
@@ -403,7 +419,6 @@ class ClusterService:
         else:
             chosen.failed[node_id] = error.sentence
         self._trouble(error)
-        self._do(self.reconciler.stage_failed(node_id, failed.stage))
         self._plan()
 
     def _loading(self, node_id: str, progress: wire.LoadProgress) -> None:
@@ -421,27 +436,15 @@ class ClusterService:
             self._on_event(Problem(error))
         self.problem = error
 
-    def _probe_links(self, hello: wire.Hello) -> None:
-        """The new node and the others measure the ways between them."""
-
-        def place(other: wire.Hello) -> wire.StagePlace:
-            return wire.StagePlace(node_id=other.facts.node_id, endpoints=other.endpoints)
-
-        new = hello.facts.node_id
-        others = [m.facts.node_id for m in self.members.usable() if m.facts.node_id != new]
-        for other in others:
-            peers = [place(hello)]
-            self._order(other, wire.NodeOrder(probe=wire.ProbeLinks(peers=peers)))
-        if others:
-            peers = [place(self._hellos[other]) for other in others]
-            self._order(new, wire.NodeOrder(probe=wire.ProbeLinks(peers=peers)))
-
     # ------------------------------------------------------------------- clock
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
-            self._follow(self.members.tick(time.monotonic()))
+            try:
+                self._tick(time.monotonic())
+            except Exception:  # the watch must go on
+                log.exception("watching the members failed")
             self._metrics.set_queue(self.requests.waiting, self.requests.running)
             loads = self.requests.loads.values()
             self._metrics.set_lanes(
@@ -450,22 +453,9 @@ class ClusterService:
                 sum(load.free_rows for load in loads),
             )
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _facts(facts: wire.NodeFacts) -> NodeFacts:
-    return NodeFacts(
-        node_id=facts.node_id,
-        name=facts.name,
-        chip=facts.chip,
-        platform=facts.platform,
-        memory_bytes=facts.memory_bytes,
-        budget_bytes=facts.budget_bytes,
-        bandwidth_bytes_s=facts.bandwidth_bytes_s,
-        flops=facts.flops,
-        accelerators=facts.accelerators,
-        backend=facts.backend,
-    )
+    def _tick(self, now: float) -> None:
+        self._follow(self.members.tick(now))
+        alive = {ring.epoch for ring in self.reconciler.rings}
+        for epoch in self._setbacks.overdue(alive, now):
+            why = "a node has neither joined it nor said why"
+            self._ring_broken(epoch, LinkBroken(f"Ring {epoch} did not form", why))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
 
 OUTBOX_ORDERS = 4096
 
@@ -28,7 +31,7 @@ class Desk(Protocol):
         """
         ...
 
-    def node_report(self, node_id: str, report: wire.NodeReport) -> None: ...
+    def node_report(self, node_id: str, link: NodeLink, report: wire.NodeReport) -> None: ...
 
     def node_lost(self, node_id: str, link: NodeLink, reason: str) -> None: ...
 
@@ -115,8 +118,10 @@ class MembershipService(rpc.MembershipServicer):
     ) -> None:
         try:
             async for report in reports:
-                self._desk.node_report(node_id, report)
+                self._desk.node_report(node_id, link, report)
                 if report.HasField("goodbye"):
                     break
+        except Exception:
+            log.exception("a report of %s could not be taken in: its stream is ended", node_id)
         finally:
             link.close()

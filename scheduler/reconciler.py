@@ -43,6 +43,7 @@ class Ring:
     model: wire.ModelSource
     places: tuple[Place, ...]
     tokens_s: float = 1.0  # what the plan expects of it
+    context_tokens: int = 0  # what its memory allows; 0 until it forms
     state: RingState = RingState.LOADING
     epoch: int = 0
     joined: set[str] = field(default_factory=set)
@@ -230,6 +231,11 @@ class Reconciler:
             return None
         key, stage = next(iter(holding.loading.items()))
         return holding.progress.get(key) or wire.LoadProgress(stage=stage, phase="waiting")
+
+    def wants(self, node_id: str, stage: wire.StageRange) -> bool:
+        """Whether a wanted ring has this stage on this node."""
+        place = Place(node_id, stage.first, stage.end)
+        return any(r.model.digest == stage.model.digest and place in r.places for r in self.rings)
 
     def report_of(self, ring: Ring, place: Place) -> wire.StageReady | None:
         """What a node said of a stage it holds."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.reconciler import Ring
 
 ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
 SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
@@ -39,6 +40,33 @@ def shape_of(
         context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes)),
         orphan_s=limits.orphan_s,
     )
+
+
+def forms_of(
+    ring: Ring,
+    reports: Sequence[wire.StageReady],
+    hellos: Sequence[wire.Hello],
+    shape: wire.RingShape,
+) -> list[wire.FormRing]:
+    """The orders that form a ring, one per stage; ``hellos`` say where its nodes listen."""
+    stages = [
+        wire.StagePlace(
+            node_id=place.node_id, endpoints=hello.endpoints, first=place.first, end=place.end
+        )
+        for place, hello in zip(ring.places, hellos, strict=True)
+    ]
+    return [
+        wire.FormRing(
+            epoch=ring.epoch,
+            index=index,
+            model=ring.model,
+            stages=stages,
+            shape=shape,
+            costs=[report.cache for report in reports],
+            batches=all(report.batches for report in reports),
+        )
+        for index in range(len(stages))
+    ]
 
 
 def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int) -> int:

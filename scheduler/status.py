@@ -64,7 +64,7 @@ def _node(cluster: ClusterService, member: Member) -> dict[str, object]:
         "name": facts.name,
         "chip": facts.chip,
         "platform": facts.platform,
-        "state": member.state.value,
+        "state": cluster.state_of(member),
         "memory_bytes": facts.memory_bytes,
         "budget_bytes": facts.budget_bytes,
         "bandwidth_bytes_s": facts.bandwidth_bytes_s,

@@ -28,6 +28,7 @@ PURE = [
     "scheduler/reconciler.py",
     "scheduler/ring_layout.py",
     "scheduler/router.py",
+    "scheduler/setbacks.py",
     "scheduler/shape.py",
     "scheduler/stage_costs.py",
 ]

@@ -62,7 +62,7 @@ async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer()
         stopping = asyncio.Event()
         held = [wire.NodeReport(ready=wire.StageReady(weight_bytes=n)) for n in (1, 2)]
         attending = asyncio.create_task(
-            Attendance(LIMITS).attend(
+            Attendance(LIMITS, lambda now: 0.0).attend(
                 endpoints,
                 "boss",
                 wire.Hello(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +19,7 @@ from parallax.scheduler.generation import Finish, Generation, Reason, Sampling, 
 class Link:
     """A stream to a head that keeps what it is given."""
 
-    made: list[Link] = []
+    made: ClassVar[list[Link]] = []
 
     def __init__(self, epoch: int, *_: object) -> None:
         self.epoch = epoch

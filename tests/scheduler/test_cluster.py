@@ -1,0 +1,314 @@
+"""The cluster with nodes that are only told of: hellos and reports in, orders out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallax.fabric.errors import CutRefused, ModelBroken, ModelNotFound, NoRing, to_fault
+from parallax.fabric.events import Event
+from parallax.fabric.models import resolve
+from parallax.fabric.settings import SchedulerSettings
+from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
+from parallax.proto import wire_pb2 as wire
+from parallax.scheduler import cluster as cluster_module
+from parallax.scheduler.app import serve_scheduler
+from parallax.scheduler.cluster import ClusterService
+from parallax.scheduler.control import NodeLink
+from parallax.scheduler.generation import Generation, Sampling
+from parallax.scheduler.metrics import Metrics
+from parallax.scheduler.store import Store
+from tests.models import make_model
+from tests.scheduler.test_dispatch import Link
+
+
+@dataclass
+class Node:
+    """One stream of one node."""
+
+    cluster: ClusterService
+    id: str
+    incarnation: int = 1
+    link: NodeLink = field(default_factory=NodeLink)
+    seen: list[wire.NodeOrder] = field(default_factory=list)
+
+    def attend(self, *held: wire.StageReady) -> Node:
+        facts = wire.NodeFacts(
+            node_id=self.id,
+            name=self.id,
+            memory_bytes=1 << 30,
+            budget_bytes=1 << 30,
+            bandwidth_bytes_s=1e10,
+            flops=1e10,
+            backend="cpu",
+        )
+        hello = wire.Hello(
+            protocol=PROTOCOL,
+            mlx_version=mlx_version(),
+            mlx_lm_version=mlx_lm_version(),
+            facts=facts,
+            incarnation=self.incarnation,
+        )
+        self.cluster.node_hello(hello, self.link)
+        for ready in held:
+            self.report(ready=ready)
+        self.report(heartbeat=wire.Heartbeat())
+        return self
+
+    def report(self, **report: Any) -> None:
+        self.cluster.node_report(self.id, self.link, wire.NodeReport(**report))
+
+    def orders(self, kind: str) -> list[Any]:
+        """Every order of this kind so far."""
+        outbox = self.link._outbox
+        while not outbox.empty():
+            order = outbox.get_nowait()
+            if order is not None:
+                self.seen.append(order)
+        return [getattr(o, kind) for o in self.seen if o.WhichOneof("order") == kind]
+
+    def load_all(self) -> None:
+        for load in self.orders("load"):
+            self.report(ready=wire.StageReady(stage=load.stage, weight_bytes=1000, batches=True))
+
+    async def join(self, count: int = 1) -> int:
+        """Takes its seat in the ring that is formed for the ``count``-th time."""
+        await until(lambda: len(self.orders("form")) >= count)
+        epoch: int = self.orders("form")[count - 1].epoch
+        self.report(joined=wire.RingJoined(epoch=epoch))
+        return epoch
+
+    def fail(self, error: Exception, which: int = -1) -> None:
+        stage = self.orders("load")[which].stage
+        self.report(failed=wire.StageFailed(stage=stage, fault=to_fault(error)))  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, **limits: float) -> AsyncIterator[ClusterService]:
+    settings = SchedulerSettings(state_dir=tmp_path, limits={"drain_s": 0.1, **limits})
+    events: list[Event] = []
+    async with await Store.open(tmp_path) as store:
+        cluster = ClusterService(settings, "boss", store, Metrics(), events.append)
+        await cluster.start()
+        try:
+            yield cluster
+        finally:
+            await cluster.stop()
+
+
+@pytest.fixture
+async def cluster(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ClusterService]:
+    """A cluster that is to serve a model of four layers on two nodes."""
+    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
+    async with running(tmp_path) as made:
+        await made.choose(str(model), 2, True)
+        yield made
+
+
+async def serving(cluster: ClusterService) -> tuple[Node, Node, int]:
+    a, b = Node(cluster, "a").attend(), Node(cluster, "b").attend()
+    a.load_all()
+    b.load_all()
+    await a.join()
+    epoch = await b.join()
+    assert cluster.status()["status"] == "available"
+    return a, b, epoch
+
+
+async def test_reports_of_a_replaced_stream_are_too_late(cluster: ClusterService) -> None:
+    old = Node(cluster, "a").attend()
+    Node(cluster, "b").attend()
+    old.orders("load")
+    new = Node(cluster, "a", incarnation=2).attend()
+    assert len(new.orders("load")) == 1
+    old.load_all()
+    old.report(goodbye=wire.Goodbye(reason="stopped"))
+    cluster.node_lost("a", old.link, "its stream ended")
+    assert cluster.state_of(cluster.members.members()[0]) == "ready"
+    place = cluster.reconciler.place_of("a")
+    assert place is not None
+    assert cluster.reconciler.report_of(cluster.reconciler.rings[0], place) is None
+
+
+async def test_what_a_node_holds_is_known_before_it_is_planned_with(
+    cluster: ClusterService,
+) -> None:
+    assert cluster.chosen is not None
+    source = cluster.chosen.source
+    nodes = []
+    for name, first in (("a", 0), ("b", 2)):
+        stage = wire.StageRange(model=source, first=first, end=first + 2)
+        spare = wire.StageRange(model=source, first=first, end=first + 1)
+        held = [wire.StageReady(stage=s, batches=True) for s in (stage, spare)]
+        nodes.append(Node(cluster, name).attend(*held))
+    for node in nodes:
+        await node.join()
+    assert [node.orders("load") for node in nodes] == [[], []]
+    assert [node.orders("unload")[0].stage.end for node in nodes] == [1, 3]
+
+
+async def test_a_cut_that_both_nodes_refuse_is_not_held_against_either(
+    cluster: ClusterService,
+) -> None:
+    a, b = Node(cluster, "a").attend(), Node(cluster, "b").attend()
+    refused = CutRefused("no", working_cuts="1")
+    stages = [(n.orders("load")[0].stage.first, n.orders("load")[0].stage.end) for n in (a, b)]
+    assert sorted(stages) == [(0, 2), (2, 4)]
+    a.fail(refused)
+    b.fail(refused, which=0)
+    ring = cluster.reconciler.rings[0]
+    assert {(p.first, p.end) for p in ring.places} == {(0, 1), (1, 4)}
+    assert set(ring.nodes) == {"a", "b"}
+    a.load_all()
+    b.load_all()
+    await a.join()
+    await b.join()
+    assert cluster.status()["status"] == "available"
+
+
+async def test_a_node_whose_files_are_broken_is_left_out(cluster: ClusterService) -> None:
+    a, b = Node(cluster, "a").attend(), Node(cluster, "b").attend()
+    b.fail(ModelBroken("cut short"))
+    assert [ring.nodes for ring in cluster.reconciler.rings] == [("a",)]
+    assert "cut short" in str(cluster.status()["problem"])
+    a.load_all()
+    await a.join()
+    assert cluster.status()["status"] == "available"
+
+
+async def test_a_ring_that_breaks_after_each_start_does_not_spin(cluster: ClusterService) -> None:
+    a, b, epoch = await serving(cluster)
+    for count in (2, 3):
+        a.report(broken=wire.RingBroken(epoch=epoch))
+        await a.join(count)
+        epoch = await b.join(count)
+    began = time.monotonic()
+    a.report(broken=wire.RingBroken(epoch=epoch))
+    await a.join(4)
+    assert time.monotonic() - began > 0.9
+
+
+async def test_a_node_that_hangs_gets_no_work_until_it_goes_on(cluster: ClusterService) -> None:
+    _, b, epoch = await serving(cluster)
+    health = wire.StageHealth(epoch=epoch, decode_frames=5, since_progress_s=31)
+    b.report(health=health)
+    assert [ring.nodes for ring in cluster.reconciler.rings] == [("a",)]
+    assert b.orders("leave")[-1].epoch == epoch
+    states = {n["name"]: n["state"] for n in cluster.status()["node_list"]}  # type: ignore[attr-defined]
+    assert states == {"a": "ready", "b": "suspect"}
+    assert "b hangs" in str(cluster.status()["problem"])
+    b.report(heartbeat=wire.Heartbeat(since_progress_s=40))
+    assert cluster.reconciler.busy_nodes() == {"a"}
+    b.report(heartbeat=wire.Heartbeat())
+    assert cluster.reconciler.busy_nodes() == {"a", "b"}
+
+
+async def test_loads_of_a_ring_that_is_over_are_not_counted(cluster: ClusterService) -> None:
+    _, b, epoch = await serving(cluster)
+    b.report(broken=wire.RingBroken(epoch=epoch))
+    b.report(health=wire.StageHealth(epoch=epoch, stage=1))
+    assert cluster._stage_metrics._last == {}
+
+
+async def test_a_ring_of_which_a_node_says_nothing_forms_anew(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
+    async with running(tmp_path, form_s=0.1, call_s=0.1) as cluster:
+        await cluster.choose(str(model), 1, True)
+        a = Node(cluster, "a").attend()
+        a.load_all()
+        await until(lambda: len(a.orders("form")) == 2)
+        first, second = a.orders("form")
+        assert a.orders("leave")[0].epoch == first.epoch < second.epoch
+
+
+async def test_a_prompt_of_the_model_before_is_not_given_to_the_new_one(
+    cluster: ClusterService,
+) -> None:
+    await serving(cluster)
+    generation = Generation("before", (1,), Sampling(seed=1), 4, frozenset())
+    with pytest.raises(NoRing, match="before"):
+        await anext(cluster.generate(generation))
+
+
+async def test_the_newest_choice_wins_over_one_that_takes_long_to_fetch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = threading.Event()
+
+    def slowly(location: str, *, state_dir: Path) -> Any:
+        if location == "slow":
+            assert fetched.wait(10)
+            location = str(model)
+        return resolve(location, state_dir=state_dir)
+
+    monkeypatch.setattr(cluster_module, "resolve", slowly)
+    other = make_model(tmp_path / "other", layers=2, hidden=32)
+    async with running(tmp_path / "state") as cluster:
+        slow = asyncio.create_task(cluster.choose("slow", 1, True))
+        await until(lambda: cluster.choosing == "slow")
+        async with asyncio.timeout(5):
+            await cluster.choose(str(other), 1, True)
+            with pytest.raises(ModelNotFound):
+                await cluster.choose(str(tmp_path / "nowhere"), 1, True)
+        fetched.set()
+        await slow
+        served = cluster.served()
+        assert served is not None
+        assert served.name == "other"
+
+
+async def test_a_model_of_the_last_run_that_is_gone_is_told_in_the_status(tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", layers=2, hidden=32)
+    async with running(tmp_path / "state") as cluster:
+        await cluster.choose(str(other), 1, True)
+    other.rename(tmp_path / "away")
+    async with running(tmp_path / "state") as cluster:
+        assert "other" in str(cluster.status()["problem"])
+
+
+async def test_a_scheduler_that_fetches_its_model_at_start_still_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetching, never = threading.Event(), threading.Event()
+
+    def fetch(location: str, *, state_dir: Path) -> Any:
+        fetching.set()
+        never.wait(30)
+        raise ModelNotFound("given up")
+
+    monkeypatch.setattr(cluster_module, "resolve", fetch)
+    settings = SchedulerSettings(
+        state_dir=tmp_path, model="big", port=0, grpc_port=0, loopback_only=True
+    )
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve_scheduler(settings, on_event=print, stop=stop))
+    await until(fetching.is_set)
+    stop.set()
+    try:
+        async with asyncio.timeout(5):
+            await serving
+    finally:
+        never.set()
