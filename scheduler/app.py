@@ -101,8 +101,17 @@ async def serve_scheduler(
             )
         except ClusterError as error:  # nodes can still join with -s host:port
             on_event(Problem(error))
-        await cluster.start()
-        await (stop or asyncio.Event()).wait()
+        asked = asyncio.create_task((stop or asyncio.Event()).wait())
+        starting = asyncio.create_task(cluster.start())  # it may have to fetch a model
+        try:
+            await asyncio.wait({asked, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                await asked
+        finally:
+            for task in (asked, starting):
+                task.cancel()
+            await asyncio.gather(asked, starting, return_exceptions=True)
     on_event(Stopped())
 
 
