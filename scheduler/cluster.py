@@ -62,6 +62,7 @@ from parallax.scheduler.store import Choice, Store
 log = logging.getLogger(__name__)
 
 STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
+RELOAD_S = 60.0  # files get mended, and networks come back
 ACCEPT_S = 20.0  # a model that takes longer to fetch is accepted, and fetched on
 
 
@@ -96,6 +97,8 @@ class ClusterService:
         self._switch = asyncio.Lock()
         self._choices = itertools.count(1)
         self._newest_choice = 0  # of those that could be looked up
+        self._retries: dict[str, float] = {}  # when a node that could not load tries again
+        self._ring_trouble: ParallaxError | None = None
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
@@ -380,6 +383,9 @@ class ClusterService:
             return
         log.warning("ring %d broke: %s", epoch, error.sentence)
         self._setbacks.broke(ring.nodes, epoch, time.monotonic())
+        if self._setbacks.pause_s(ring.nodes):  # again and again: people should know
+            self._trouble(error)
+            self._ring_trouble = error
         self._do(self.reconciler.broken(epoch))
 
     def _busy(self, node_id: str, busy_s: float, *, stepped: bool) -> None:
@@ -418,6 +424,7 @@ class ClusterService:
             chosen.cuts = frozenset(int(cut) for cut in text.split(",") if cut.strip())
         else:
             chosen.failed[node_id] = error.sentence
+            self._retries[node_id] = time.monotonic() + RELOAD_S
         self._trouble(error)
         self._plan()
 
@@ -455,7 +462,17 @@ class ClusterService:
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))
-        alive = {ring.epoch for ring in self.reconciler.rings}
+        for node_id in [n for n, due in self._retries.items() if now >= due]:
+            del self._retries[node_id]
+            if self.chosen is not None and node_id in self.chosen.failed:
+                del self.chosen.failed[node_id]
+                self._plan()
+        rings = self.reconciler.rings
+        if self._ring_trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):
+            if self.problem is self._ring_trouble:
+                self.problem = None
+            self._ring_trouble = None
+        alive = {ring.epoch for ring in rings}
         for epoch in self._setbacks.overdue(alive, now):
             why = "a node has neither joined it nor said why"
             self._ring_broken(epoch, LinkBroken(f"Ring {epoch} did not form", why))

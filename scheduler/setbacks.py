@@ -39,8 +39,8 @@ class Setbacks:
     def broke(self, nodes: Nodes, epoch: int, now: float) -> None:
         """A ring of these nodes broke, or did not form."""
         self._forming.pop(epoch, None)
-        up_since = self._up_since.pop(nodes, None)
-        steady = up_since is not None and now - up_since >= STEADY_S
+        steady = self.steady(nodes, now)
+        self._up_since.pop(nodes, None)
         self._breaks[nodes] = 1 if steady else self._breaks.get(nodes, 0) + 1
 
     def pause_s(self, nodes: Nodes) -> float:
@@ -49,6 +49,11 @@ class Setbacks:
         if more < 0:
             return 0.0
         return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(more, 16)))
+
+    def steady(self, nodes: Nodes, now: float) -> bool:
+        """Whether a ring of these nodes has served for a while."""
+        up_since = self._up_since.get(nodes)
+        return up_since is not None and now - up_since >= STEADY_S
 
     def overdue(self, alive: Collection[int], now: float) -> list[int]:
         """Epochs, of those ``alive``, that should long have formed: a node says nothing of it."""

@@ -197,7 +197,23 @@ async def test_a_node_whose_files_are_broken_is_left_out(cluster: ClusterService
     assert cluster.status()["status"] == "available"
 
 
-async def test_a_ring_that_breaks_after_each_start_does_not_spin(cluster: ClusterService) -> None:
+async def test_a_node_that_could_not_load_tries_again_after_a_while(
+    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "RELOAD_S", 1.0)
+    Node(cluster, "a").attend()
+    b = Node(cluster, "b").attend()
+    b.fail(ModelBroken("cut short"))
+    cluster._tick(time.monotonic() + 0.5)
+    assert cluster.reconciler.busy_nodes() == {"a"}
+    cluster._tick(time.monotonic() + 1.5)
+    assert cluster.reconciler.busy_nodes() == {"a", "b"}
+    assert len(b.orders("load")) == 2
+
+
+async def test_a_ring_that_breaks_after_each_start_does_not_spin(
+    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, epoch = await serving(cluster)
     for count in (2, 3):
         a.report(broken=wire.RingBroken(epoch=epoch))
@@ -205,8 +221,18 @@ async def test_a_ring_that_breaks_after_each_start_does_not_spin(cluster: Cluste
         epoch = await b.join(count)
     began = time.monotonic()
     a.report(broken=wire.RingBroken(epoch=epoch))
+    assert cluster.status()["problem"] is not None
     await a.join(4)
     assert time.monotonic() - began > 0.9
+    await b.join(4)
+    assert cluster.status()["problem"] is not None, "it has to hold first"
+    for node in (a, b):
+        node.report(heartbeat=wire.Heartbeat())
+    cluster._tick(time.monotonic() + 1)
+    assert cluster.status()["problem"] is not None
+    monkeypatch.setattr("parallax.scheduler.setbacks.STEADY_S", 1.0)
+    cluster._tick(time.monotonic() + 1)
+    assert cluster.status()["problem"] is None
 
 
 async def test_a_node_that_hangs_gets_no_work_until_it_goes_on(cluster: ClusterService) -> None:
