@@ -31,6 +31,11 @@ class Chosen:
             name=self.folder.name, location=self.folder.location, digest=self.folder.digest
         )
 
+    def is_same(self, folder: ModelFolder, nodes: int) -> bool:
+        """Whether this is the choice of that model, on as many nodes."""
+        ours = self.folder.name, self.folder.location, self.folder.digest, self.nodes
+        return ours == (folder.name, folder.location, folder.digest, nodes)
+
     @property
     def served(self) -> ServedModel:
         """How the text side sees it."""

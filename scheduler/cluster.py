@@ -182,6 +182,9 @@ class ClusterService:
             if number < self._newest_choice:
                 return
             await self._store.choose(Choice(folder.location, nodes))
+            chosen = self.chosen
+            if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
+                return  # chosen twice: what it serves or loads already goes on
             await self._leave_model()
             self.chosen = Chosen(folder, facts, nodes)
             self.problem = None
@@ -199,11 +202,13 @@ class ClusterService:
         if self.chosen is None:
             return
         self.requests.pause()
-        await self.requests.drained(self._limits.drain_s)
-        error = RingLost("The cluster changed its model", fix="Send the request to the new one")
-        self.requests.fail_all(error)
-        self._do(self.reconciler.want_none())
-        self.requests.resume()
+        try:
+            await self.requests.drained(self._limits.drain_s)
+            error = RingLost("The cluster changed its model", fix="Send the request to the new one")
+            self.requests.fail_all(error)
+            self._do(self.reconciler.want_none())
+        finally:
+            self.requests.resume()
 
     # ----------------------------------------------------- what nodes report to
 

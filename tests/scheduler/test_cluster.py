@@ -306,6 +306,15 @@ async def test_the_newest_choice_wins_over_one_that_takes_long_to_fetch(
         assert served.name == "other"
 
 
+async def test_a_model_that_is_chosen_twice_serves_on(cluster: ClusterService, model: Path) -> None:
+    _, _, epoch = await serving(cluster)
+    await asyncio.gather(*(cluster.choose(str(model), 2, True) for _ in range(2)))
+    assert cluster.reconciler.by_epoch(epoch) is not None
+    assert cluster.status()["status"] == "available"
+    await cluster.choose(str(model), 1, True)
+    assert cluster.reconciler.by_epoch(epoch) is None, "another number of nodes is another choice"
+
+
 async def test_a_model_of_the_last_run_that_is_gone_is_told_in_the_status(tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", layers=2, hidden=32)
     async with running(tmp_path / "state") as cluster:
