@@ -115,7 +115,7 @@ class Lanes:
         if not lane.rows:
             del self._lanes[number]
         elif len(lane.rows) == 1:
-            lane.caches = [cache.extract(1 - row) for cache in lane.caches]
+            lane.caches = self._extract(lane, lane.rows[0], 1 - row)
             lane.merged = False
             self._changed.append(lane.caches)
         else:
@@ -131,19 +131,19 @@ class Lanes:
             raise _refused(f"there is no sequence {sequence}")
         if tokens > held:
             raise _refused(f"sequence {sequence} has {held} tokens, not {tokens}")
-        self._tokens[sequence] = tokens
         if sequence in self._alone:
             _shorten(self._alone[sequence], held - tokens)
-            return
-        lane = self._lanes[self._lane_of[sequence]]
-        if not lane.merged:
-            _shorten(lane.caches, held - tokens)
-        elif tokens < held:
-            rows = [[c.extract(row) for c in lane.caches] for row in range(len(lane.rows))]
-            _shorten(rows[lane.rows.index(sequence)], held - tokens)
-            columns = zip(*rows, strict=True)
-            lane.caches = [column[0].merge(list(column)) for column in columns]
-            self._changed.append(lane.caches)
+        else:
+            lane = self._lanes[self._lane_of[sequence]]
+            if not lane.merged:
+                _shorten(lane.caches, held - tokens)
+            elif tokens < held:
+                rows = [self._extract(lane, s, row) for row, s in enumerate(lane.rows)]
+                _shorten(rows[lane.rows.index(sequence)], held - tokens)
+                columns = zip(*rows, strict=True)
+                lane.caches = [column[0].merge(list(column)) for column in columns]
+                self._changed.append(lane.caches)
+        self._tokens[sequence] = tokens
 
     def retain(self, sequence: int, handle: int) -> None:
         """Keeps a copy of a sequence's caches as they are now."""
@@ -158,9 +158,7 @@ class Lanes:
             lane = self._lanes[self._lane_of[sequence]]
             row = lane.rows.index(sequence)
             caches = (
-                [cache.extract(row) for cache in lane.caches]
-                if lane.merged
-                else copy.deepcopy(lane.caches)
+                self._extract(lane, sequence, row) if lane.merged else copy.deepcopy(lane.caches)
             )
         self._kept[handle] = _Kept(caches, tokens)
         self._changed.append(caches)
@@ -183,6 +181,12 @@ class Lanes:
         """Lets a kept prefix go."""
         if self._kept.pop(handle, None) is None:
             raise _refused(f"there is no handle {handle}")
+
+    def _extract(self, lane: Lane, sequence: int, row: int) -> Caches:
+        """One row of a merged lane as plain caches; mlx-lm cannot extract one without tokens."""
+        if not self._tokens[sequence]:
+            return self._stage.new_cache()
+        return [cache.extract(row) for cache in lane.caches]
 
     # -------------------------------------------------------------------- state
 

@@ -119,6 +119,21 @@ def test_a_prompt_of_one_token_is_admitted_with_empty_caches(ring: Ring, whole: 
     assert mx.array_equal(ring.logits[0], whole.run(TEXT[:1])[0]).item()
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "mamba2", "qwen3_next", "gemma3_text"])
+def test_rows_without_tokens_can_be_dropped_kept_and_trimmed(
+    kind: str, model_of: Callable[[str], Path], verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_of(kind)
+    ring = Ring(load_stages(folder, [2], verdicts), monkeypatch)
+    whole = Whole(folder)
+    both = [admit(1, prompt=TEXT[:1]), admit(2, prompt=OTHER[:1])]
+    ring.beat(*both, retain(1, 7), trim(2, 0), drop(1), fork(7, 3, 0), admit(3, lane=1))
+    ring.decode([OTHER[0]])
+    assert mx.array_equal(ring.logits[0], whole.run(OTHER[:1])[0]).item()
+    ring.decode([TEXT[0]], lane=1)
+    assert mx.array_equal(ring.logits[0], whole.again().run(TEXT[:1])[0]).item()
+
+
 def test_several_lanes_do_not_touch_each_other(ring: Ring, whole: Whole) -> None:
     other = whole.again()
     ring.decode([TEXT[0]], admit(1, lane=0, prompt=TEXT[:1]))
