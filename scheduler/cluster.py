@@ -18,6 +18,7 @@ from parallax.fabric.errors import (
     ParallaxError,
     RingLost,
     StageStuck,
+    UnknownArchitecture,
     from_fault,
 )
 from parallax.fabric.events import Event, Loading, NodeJoined, NodeLeft, Problem, Ready
@@ -64,6 +65,8 @@ log = logging.getLogger(__name__)
 STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 RELOAD_S = 60.0  # files get mended, and networks come back
 ACCEPT_S = 20.0  # a model that takes longer to fetch is accepted, and fetched on
+
+_FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
 
 class ClusterService:
@@ -429,7 +432,8 @@ class ClusterService:
             chosen.cuts = frozenset(int(cut) for cut in text.split(",") if cut.strip())
         else:
             chosen.failed[node_id] = error.sentence
-            self._retries[node_id] = time.monotonic() + RELOAD_S
+            if not isinstance(error, _FOR_GOOD):
+                self._retries[node_id] = time.monotonic() + RELOAD_S
         self._trouble(error)
         self._plan()
 

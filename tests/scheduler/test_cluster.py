@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from parallax.fabric.errors import CutRefused, ModelBroken, ModelNotFound, NoRing, to_fault
+from parallax.fabric.errors import (
+    CutRefused,
+    ModelBroken,
+    ModelNotFound,
+    ModelTooBig,
+    NoRing,
+    to_fault,
+)
 from parallax.fabric.events import Event
 from parallax.fabric.models import resolve
 from parallax.fabric.settings import SchedulerSettings
@@ -209,6 +216,9 @@ async def test_a_node_that_could_not_load_tries_again_after_a_while(
     cluster._tick(time.monotonic() + 1.5)
     assert cluster.reconciler.busy_nodes() == {"a", "b"}
     assert len(b.orders("load")) == 2
+    b.fail(ModelTooBig("no room"))
+    cluster._tick(time.monotonic() + 9)
+    assert len(b.orders("load")) == 2, "memory does not come by waiting"
 
 
 async def test_a_ring_that_breaks_after_each_start_does_not_spin(
