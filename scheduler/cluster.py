@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -22,11 +21,12 @@ from parallax.fabric.errors import (
     from_fault,
 )
 from parallax.fabric.events import Event, Loading, NodeJoined, NodeLeft, Problem, Ready
-from parallax.fabric.models import resolve
+from parallax.fabric.models import ModelFolder
 from parallax.fabric.settings import SchedulerSettings
-from parallax.fabric.tasks import Tasks, in_thread
+from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.catalog import list_models
+from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.dispatch import Dispatcher
@@ -40,7 +40,7 @@ from parallax.scheduler.membership import (
     NodeState,
 )
 from parallax.scheduler.metrics import Metrics
-from parallax.scheduler.model_facts import read_facts
+from parallax.scheduler.model_facts import ModelFacts
 from parallax.scheduler.planner import LinkFacts, make_plan
 from parallax.scheduler.reconciler import (
     Instruction,
@@ -64,7 +64,6 @@ log = logging.getLogger(__name__)
 
 STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 RELOAD_S = 60.0  # files get mended, and networks come back
-ACCEPT_S = 20.0  # a model that takes longer to fetch is accepted, and fetched on
 
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
@@ -92,14 +91,11 @@ class ClusterService:
         self.chosen: Chosen | None = None
         self.problem: ParallaxError | None = None
         self.missing_bytes: int | None = None
-        self.choosing: str | None = None  # a model that is being looked up or fetched
         self._metrics = metrics
         self._stage_metrics = StageMetrics(metrics)
         self._setbacks = Setbacks(self._limits)
         self._tasks = Tasks()
-        self._switch = asyncio.Lock()
-        self._choices = itertools.count(1)
-        self._newest_choice = 0  # of those that could be looked up
+        self._choosing = Choosing(settings.state_dir, self._take, self._trouble)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
         self._ring_trouble: ParallaxError | None = None
 
@@ -123,6 +119,7 @@ class ClusterService:
         await self.requests.stop()
         self._do(self.reconciler.want_none())
         self._roster.close()
+        await self._choosing.stop()
         await self._tasks.stop()
 
     # ------------------------------------------------------- what HTTP asks for
@@ -162,43 +159,22 @@ class ClusterService:
         A model that must be fetched first is accepted after a while; what goes
         wrong later is shown in the status.
         """
-        task = self._tasks.start(self._choose(model, nodes), awaited=True)
-        done, _ = await asyncio.wait({task}, timeout=ACCEPT_S)
-        if done:
-            await task
-        else:
-            task.add_done_callback(self._chosen_late)
+        await self._choosing.choose(model, nodes)
 
-    async def _choose(self, model: str, nodes: int) -> None:
-        number = next(self._choices)
-        self.choosing = model
-        try:
-            folder = await in_thread(lambda: resolve(model, state_dir=self.settings.state_dir))
-            facts = await in_thread(lambda: read_facts(folder))
-        finally:
-            if self.choosing == model:
-                self.choosing = None
-        if number < self._newest_choice:  # it took long to fetch, and people decided anew
-            return
-        self._newest_choice = number
-        async with self._switch:
-            if number < self._newest_choice:
-                return
-            await self._store.choose(Choice(folder.location, nodes))
-            chosen = self.chosen
-            if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
-                return  # chosen twice: what it serves or loads already goes on
-            await self._leave_model()
-            self.chosen = Chosen(folder, facts, nodes)
-            self.problem = None
-            self._plan()
+    @property
+    def choosing(self) -> str | None:
+        """A model that is being looked up or fetched."""
+        return self._choosing.model
 
-    def _chosen_late(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, ParallaxError):
-            self._trouble(error)
-        elif error is not None:
-            log.error("a model could not be chosen", exc_info=error)
+    async def _take(self, folder: ModelFolder, facts: ModelFacts, nodes: int) -> None:
+        await self._store.choose(Choice(folder.location, nodes))
+        chosen = self.chosen
+        if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
+            return  # chosen twice: what it serves or loads already goes on
+        await self._leave_model()
+        self.chosen = Chosen(folder, facts, nodes)
+        self.problem = None
+        self._plan()
 
     async def _leave_model(self) -> None:
         """Answers in flight get a while to finish; then the old rings go."""

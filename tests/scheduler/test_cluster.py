@@ -217,7 +217,7 @@ async def test_a_node_that_could_not_load_tries_again_after_a_while(
     assert cluster.reconciler.busy_nodes() == {"a", "b"}
     assert len(b.orders("load")) == 2
     b.fail(ModelTooBig("no room"))
-    cluster._tick(time.monotonic() + 9)
+    cluster._tick(time.monotonic() + 2.5)
     assert len(b.orders("load")) == 2, "memory does not come by waiting"
 
 
@@ -300,7 +300,7 @@ async def test_the_newest_choice_wins_over_one_that_takes_long_to_fetch(
             location = str(model)
         return resolve(location, state_dir=state_dir)
 
-    monkeypatch.setattr(cluster_module, "resolve", slowly)
+    monkeypatch.setattr("parallax.scheduler.choosing.resolve", slowly)
     other = make_model(tmp_path / "other", layers=2, hidden=32)
     async with running(tmp_path / "state") as cluster:
         slow = asyncio.create_task(cluster.choose("slow", 1, True))
@@ -344,7 +344,7 @@ async def test_a_scheduler_that_fetches_its_model_at_start_still_stops(
         never.wait(30)
         raise ModelNotFound("given up")
 
-    monkeypatch.setattr(cluster_module, "resolve", fetch)
+    monkeypatch.setattr("parallax.scheduler.choosing.resolve", fetch)
     settings = SchedulerSettings(
         state_dir=tmp_path, model="big", port=0, grpc_port=0, loopback_only=True
     )
