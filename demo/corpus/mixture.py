@@ -43,11 +43,11 @@ EARLY: Table = (
     (0.35, copying.sample),
 )
 LATE_CHAT: Table = (
-    (0.49, questions.sample),
-    (0.13, refusals.sample),
+    (0.50, questions.sample),
+    (0.20, refusals.sample),
     (0.05, stories.sample),
-    (0.08, counting.sample),
-    (0.25, sums.sample),
+    (0.05, counting.sample),
+    (0.20, sums.sample),
 )
 EARLY_SHARE, LATE_SHARE = 0.1, 0.35
 
@@ -75,7 +75,7 @@ def document(rng: random.Random, progress: float) -> Document:
     if progress < EARLY_SHARE:
         return _draw(EARLY, rng)
     late = progress >= LATE_SHARE
-    chat, tool, react_share = (0.74, 0.10, 0.10) if late else (0.60, 0.17, 0.13)
+    chat, tool, react_share = (0.83, 0.06, 0.06) if late else (0.60, 0.17, 0.13)
     kind = rng.random()
     if kind < chat:
         return _chat(LATE_CHAT if late else CHAT, rng)
