@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc.aio
+import pytest
 
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.channels import listen
@@ -71,14 +72,18 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_ring_that_is_left_before_its_seat_is_taken_leaves_nothing() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_ring_that_is_left_before_its_seat_is_taken_leaves_nothing(begun: bool) -> None:
     async with node() as one:
         busy = threading.Event()
         one.compute.post(lambda: cast(None, busy.wait(5)))
         one.seats.form(form(1))
+        if begun:
+            await asyncio.sleep(0)
         await one.seats.leave(1)
         busy.set()
-        await one.compute.call(lambda: None)
+        for _ in range(5):
+            await one.compute.call(lambda: None)
         assert one.seats.health(0.0) == []
         assert one.kinds() == []
 

@@ -48,6 +48,13 @@ class Node:
     seen: list[wire.NodeOrder] = field(default_factory=list)
 
     def attend(self, *held: wire.StageReady) -> Node:
+        self.hello()
+        for ready in held:
+            self.report(ready=ready)
+        self.report(heartbeat=wire.Heartbeat())
+        return self
+
+    def hello(self) -> None:
         facts = wire.NodeFacts(
             node_id=self.id,
             name=self.id,
@@ -65,10 +72,6 @@ class Node:
             incarnation=self.incarnation,
         )
         self.cluster.node_hello(hello, self.link)
-        for ready in held:
-            self.report(ready=ready)
-        self.report(heartbeat=wire.Heartbeat())
-        return self
 
     def report(self, **report: Any) -> None:
         self.cluster.node_report(self.id, self.link, wire.NodeReport(**report))
@@ -173,6 +176,11 @@ async def test_what_a_node_holds_is_known_before_it_is_planned_with(
         await node.join()
     assert [node.orders("load") for node in nodes] == [[], []]
     assert [node.orders("unload")[0].stage.end for node in nodes] == [1, 3]
+    again = Node(cluster, "a", incarnation=2)
+    again.hello()
+    assert again.orders("load") == [], "it has not said what it holds"
+    again.report(heartbeat=wire.Heartbeat())
+    assert cluster.reconciler.place_of("a") is not None
 
 
 async def test_a_cut_that_both_nodes_refuse_is_not_held_against_either(
@@ -186,6 +194,8 @@ async def test_a_cut_that_both_nodes_refuse_is_not_held_against_either(
     b.fail(refused, which=0)
     ring = cluster.reconciler.rings[0]
     assert {(p.first, p.end) for p in ring.places} == {(0, 1), (1, 4)}
+    assert cluster.chosen is not None
+    assert cluster.chosen.failed == {}
     assert set(ring.nodes) == {"a", "b"}
     a.load_all()
     b.load_all()
