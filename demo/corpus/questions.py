@@ -13,10 +13,15 @@ from functools import cache
 from pathlib import Path
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import every, expand, typed
+from parallax.demo.corpus.phrases import every, expand, listed, typed
 
 FACTS_FOLDER = Path(__file__).resolve().parent / "facts"
 IDENTITY_SHEET = "identity"
+CORE = frozenset(
+    listed(
+        "hello identity parallax start run join demo port plug node ring stage scheduler 429 503"
+    )
+)
 
 _TOPIC_TEMPLATES = (
     "[what is|what's] {}",
@@ -94,8 +99,10 @@ def phrasings(fact: Fact, *, held_out: bool) -> set[str]:
 
 
 def _weight(fact: Fact) -> float:
-    """Greeting and identity are asked most, and are the easiest to confuse."""
-    return 2.5 if fact.sheet == IDENTITY_SHEET else 1.0
+    """Say how often a fact is asked: most often greeting, identity and the first steps."""
+    if fact.key in CORE:
+        return 3.0
+    return 2.0 if fact.sheet == IDENTITY_SHEET else 1.0
 
 
 @cache

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from parallax.demo import BUILTIN_NAME, model_path
 
-WEIGHTS_SHA256 = "0"
-TOKENIZER_SHA256 = "0"
+WEIGHTS_SHA256 = "5004a4067c4064d998e03b26b9929fc00cca4fe6f79247912b9b7ea82b283214"
+TOKENIZER_SHA256 = "cb89e77af271ddbd813849cca138789dd6d14c53b928b600190d63e438342501"
 MOST_BYTES = 10_000_000
 FILES = {
     "chat_template.jinja",
