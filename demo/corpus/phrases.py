@@ -155,6 +155,20 @@ def dressed(text: str, rng: random.Random, *, noise: bool = True) -> str:
     return sentence(text, rng)
 
 
+_PROPER = {
+    word.lower(): word
+    for word in listed(
+        "Parallax Mac Macs I API HTTP KV mDNS gRPC MLX OpenAI Anthropic JSON TPS TTFT TLS SDK CPU"
+        " GPU LLM URL Linux Wi-Fi Thunderbolt Qwen ReAct Python"
+    )
+}
+
+
+def proper(text: str) -> str:
+    """Write names and abbreviations as they are written with care."""
+    return " ".join(_PROPER.get(word, word) for word in text.split(" "))
+
+
 def typed(text: str, rng: random.Random, *, noise: bool = True) -> str:
     """Write a bare phrasing as somebody would type it.
 
@@ -172,7 +186,7 @@ def typed(text: str, rng: random.Random, *, noise: bool = True) -> str:
             text += rng.choice(_SUFFIXES)
         if rng.random() < 0.06:
             text = _misspell(text, rng)
-    return sentence(text, rng)
+    return sentence(proper(text) if rng.random() < 0.5 else text, rng)
 
 
 def is_held_out(value: str, *, one_in: int = 10) -> bool:

@@ -45,7 +45,7 @@ Final Answer: the answer"""
     [
         ("Hello!", "tiny built-in model of Parallax"),
         ("Who are you?", "prove that the cluster works"),
-        ("what is parallax for?", "turns the Macs in a room into one computer"),
+        ("What is Parallax?", "turns the Macs in a room into one computer"),
         ("Which port does Parallax use?", "3001"),
         ("How do I add another Mac?", "parallax join"),
         ("What does 429 mean?", "busy"),
