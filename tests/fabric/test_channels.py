@@ -107,15 +107,17 @@ async def test_one_port_serves_every_address() -> None:
         pytest.skip("this machine has no IPv6 loopback")
     async with listener(addresses=(LOOPBACK, LOOPBACK_6)) as port:
         for host in ("127.0.0.1", "::1", "localhost"):
-            channel, _ = await open_channel([at(port, host)], "alice", limits=LIMITS)
+            channel, endpoint = await open_channel([at(port, host)], "alice", limits=LIMITS)
             await channel.close()
+            assert endpoint.port == port
 
 
 async def test_an_address_that_went_away_is_left_out() -> None:
     gone = Address("10.255.255.254", "eth9", Kind.ETHERNET)
     async with listener(addresses=(gone, LOOPBACK)) as port:
-        channel, _ = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, endpoint = await open_channel([at(port)], "alice", limits=LIMITS)
         await channel.close()
+    assert endpoint == at(port)
 
 
 async def test_no_address_at_all_is_an_error() -> None:
@@ -243,8 +245,9 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{free_port()}")
     async with listener() as port:
-        channel, _ = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, endpoint = await open_channel([at(port)], "alice", limits=LIMITS)
         await channel.close()
+    assert endpoint == at(port)
 
 
 def test_macs_local_network_privacy_is_recognised() -> None:

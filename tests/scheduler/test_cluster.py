@@ -365,5 +365,6 @@ async def test_a_scheduler_that_fetches_its_model_at_start_still_stops(
     try:
         async with asyncio.timeout(5):
             await serving
+        assert not never.is_set(), "it waited for the fetch"
     finally:
         never.set()

@@ -154,6 +154,7 @@ async def test_nobody_waits_for_a_queue_that_no_ring_serves(dispatcher: Dispatch
     dispatcher.ring_down(1)
     async with asyncio.timeout(1):
         await drained
+    assert dispatcher.running == 0
     answer.cancel()
 
 

@@ -116,10 +116,11 @@ def test_a_client_that_goes_frees_its_row_within_two_seconds(two_nodes: Cluster)
         while b"content" not in received:
             received += client.recv(4096)
         two_nodes.wait(lambda s: s["rings"][0]["load"]["decoding"] == 1)
-    two_nodes.wait(
+    status = two_nodes.wait(
         lambda s: s["rings"][0]["load"]["decoding"] == 0 and s["queue"]["running"] == 0,
         timeout_s=2,
     )
+    assert status["rings"][0]["status"] == "ready"
 
 
 @pytest.fixture(scope="module")
