@@ -34,7 +34,7 @@ class Limits(BaseModel):
     request_s: Positive = 600.0  # deadline of a whole request
     body_bytes: Count = 4 << 20
     disconnect_s: Positive = 2.0
-    stream_buffer_events: Count = 4096
+    stream_buffer_events: Count = 1024  # ready for one client; beyond that nothing is read for it
 
     # The ring.
     piece_bytes: Count = 1 << 20  # larger frames travel in pieces

@@ -21,8 +21,6 @@ from parallax.scheduler.http.requests import ChatRequest, parse_chat, read_json
 from parallax.scheduler.text.answer import AnswerText
 from parallax.scheduler.text.tokenizer import ChatTokenizer
 
-_FLOW_EVENTS = 1024  # ready for one client; beyond that the cluster's own bound holds
-
 
 @dataclass(slots=True)
 class Chat:
@@ -47,7 +45,8 @@ class Chat:
         for i in range(1, len(self.choices.answers)):
             seed = (first.sampling.seed + i) % (1 << 64)
             generations.append(replace(first, sampling=replace(first.sampling, seed=seed)))
-        return Flow([cluster.generate(generation) for generation in generations], _FLOW_EVENTS)
+        bound = request.app[LIMITS].stream_buffer_events
+        return Flow([cluster.generate(generation) for generation in generations], bound)
 
     def head(self, kind: str) -> dict[str, Any]:
         """What every object of this answer begins with."""
