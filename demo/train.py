@@ -1,8 +1,9 @@
 """Train the built-in model from a fixed seed, on text that ``corpus`` generates.
 
 Run ``python -m parallax.demo.train``. PyTorch is needed here only; it is no dependency of the
-product. Two CPU cores take about an hour. The rate falls as a cosine of the time spent or, with
-``--steps``, of the steps made. A training that was stopped goes on with ``--resume``.
+product. Two idle CPU cores take about an hour. The rate falls as a cosine of the processor time
+spent, so that other work beside it makes it longer, not worse, or, with ``--steps``, of the steps
+made. A training that was stopped goes on with ``--resume``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SAVE_EVERY_S = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast to train. ``steps`` of 0 plans by ``minutes`` instead."""
+    """How long and how fast to train.
+
+    ``minutes`` are of each worker's processor time; they plan when ``steps`` is 0.
+    """
 
     minutes: float
     steps: int
@@ -68,7 +72,7 @@ class Training:
 
     def learn(self, ids: Tensor, marks: Tensor) -> float:
         """Make one step on one batch of each worker and return their mean loss."""
-        begun = time.monotonic()
+        begun = time.process_time()
         scale = self._scale()
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate * scale
@@ -86,7 +90,7 @@ class Training:
     def _share(self, loss: float, tokens: int, begun: float) -> float:
         """Average gradients over the workers, and count tokens and seconds; return the loss."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        counts = torch.tensor([loss, float(tokens), time.monotonic() - begun])
+        counts = torch.tensor([loss, float(tokens), time.process_time() - begun])
         if self.plan.workers > 1:
             flat = torch.cat([counts, *(gradient.flatten() for gradient in gradients)])
             distributed.all_reduce(flat)
@@ -183,7 +187,7 @@ def work(rank: int, options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the plan, train and export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of processor time")
     parser.add_argument("--steps", type=int, default=0, help="plan by steps, not by time")
     parser.add_argument("--tokens", type=int, default=1_500, help="ids in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)

@@ -301,6 +301,22 @@ async def listen(
     raise _in_use(port)
 
 
+async def stop_listening(server: grpc.aio.Server, grace_s: float = 1.0) -> None:
+    """Stops a listener and waits, at most ``grace_s`` each time, for its calls and its tasks.
+
+    ``Server.stop`` returns while gRPC's own task of a cancelled call is a turn of the loop
+    from its end; a loop that ends between the two has gRPC log a traceback.
+    """
+    await server.stop(grace_s)
+    ending = [task for task in asyncio.all_tasks() if _belongs_to_grpc(task)]
+    if ending:
+        await asyncio.wait(ending, timeout=grace_s)
+
+
+def _belongs_to_grpc(task: asyncio.Task[object]) -> bool:
+    return getattr(task.get_coro(), "__qualname__", "").endswith("_schedule_rpc_coro")
+
+
 def _bindable(addresses: Sequence[Address], port: int) -> tuple[int, list[Address]]:
     """A port that is free at every address that is there, and those addresses.
 

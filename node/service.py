@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
-from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
 from parallax.fabric.claim import claim
 from parallax.fabric.discovery import find_scheduler
 from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
@@ -103,7 +103,7 @@ class NodeService:
         finally:
             await self._seats.leave_all()
             await self._tasks.stop()
-            await server.stop(grace=1.0)
+            await stop_listening(server)
             self._compute.stop(self._limits.connect_s)
             self._on_event(Stopped())
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
-from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen
+from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
 from parallax.fabric.claim import claim
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
@@ -59,7 +59,7 @@ async def serve_scheduler(
             member_server, cluster_port = await cluster_listener(beside)
         except PortInUse:
             member_server, cluster_port = await cluster_listener(0)
-        closing.push_async_callback(member_server.stop, 1.0)
+        closing.push_async_callback(stop_listening, member_server)
 
         def strangers(server: grpc.aio.Server) -> None:
             service = EnrolService(identity.peer_id, cluster_port)
@@ -72,7 +72,7 @@ async def serve_scheduler(
             limits=limits,
             register=strangers,
         )
-        closing.push_async_callback(enrol_server.stop, 1.0)
+        closing.push_async_callback(stop_listening, enrol_server)
 
         app = make_app(cluster, limits=limits, metrics=metrics)
         runner, http_port = await serve(app, settings.host, settings.port)

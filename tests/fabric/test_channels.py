@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from parallax.fabric.addresses import Address, Kind
-from parallax.fabric.channels import listen, no_route, open_channel
+from parallax.fabric.channels import listen, no_route, open_channel, stop_listening
 from parallax.fabric.errors import (
     LinkBroken,
     PeerMismatch,
@@ -226,6 +226,41 @@ async def test_another_grpc_program_is_told_apart() -> None:
             await open_channel([at(port)], "alice", limits=LIMITS)
     finally:
         await server.stop(None)
+
+
+async def test_a_stopped_listener_leaves_no_task_behind() -> None:
+    """A loop that ends before gRPC's own tasks do has gRPC log a traceback."""
+    began, let_go = asyncio.Event(), asyncio.Event()
+
+    class Patient(rpc.RingServicer):
+        async def Flow(  # type: ignore[override]
+            self, request_iterator: AsyncIterator[wire.FramePiece], context: object
+        ) -> AsyncIterator[wire.FlowReply]:
+            try:
+                began.set()
+                await asyncio.Event().wait()
+                yield wire.FlowReply()
+            finally:
+                await asyncio.sleep(0.2)  # longer than the stop itself takes
+                let_go.set()
+
+    before = asyncio.all_tasks()
+    server, port = await listen(
+        [LOOPBACK],
+        0,
+        peer_id="alice",
+        limits=LIMITS,
+        register=lambda server: rpc.add_RingServicer_to_server(Patient(), server),
+    )
+    channel, _ = await open_channel([at(port)], "alice", limits=LIMITS)
+    async with channel:
+        call = rpc.RingStub(channel).Flow()
+        await call.write(wire.FramePiece())
+        await began.wait()
+        await stop_listening(server, grace_s=0.5)
+        left = asyncio.all_tasks() - before
+        assert let_go.is_set()
+        assert [task for task in left if "_schedule_rpc_coro" in repr(task)] == []
 
 
 async def test_a_program_that_is_no_grpc_server_is_an_error() -> None:
