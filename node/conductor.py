@@ -14,79 +14,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
 
+from parallax.node.budget import Budget
+from parallax.node.sequences import Lane, Phase, Sequence
 from parallax.proto import wire_pb2 as wire
-
-GROWTH_TOKENS = 256  # caches grow by this many tokens (mlx-lm's KVCache.step)
-
-
-class Phase(Enum):
-    """Where a sequence is."""
-
-    PREFILL = "prefill"  # in its own cache, chunks still to be injected
-    READY = "ready"  # every chunk injected; waits for its lane's next step
-    DECODE = "decode"  # a row of a lane
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One answer in the making. ``history`` is prompt and answer so far."""
-
-    id: int
-    request: int
-    attempt: int
-    prompt: list[int]
-    generated: list[int]
-    sampling: wire.Sampling
-    max_tokens: int
-    end_tokens: frozenset[int]
-    phase: Phase = Phase.PREFILL
-    prefilled: int = 0  # tokens whose chunks have been injected
-    lane: Lane | None = None
-    alive: bool = True
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return len(self.prompt) + len(self.generated)
-
-    @property
-    def prefill_length(self) -> int:
-        """All but the last token: that one is the first decode step's input."""
-        return self.length - 1
-
-    def slice(self, start: int, end: int) -> list[int]:
-        """Tokens ``[start, end)`` of the history."""
-        split = len(self.prompt)
-        if end <= split:
-            return self.prompt[start:end]
-        if start >= split:
-            return self.generated[start - split : end - split]
-        return self.prompt[start:] + self.generated[: end - split]
-
-    @property
-    def last_token(self) -> int:
-        """The input of the next decode step."""
-        return self.generated[-1] if self.generated else self.prompt[-1]
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One decode batch. ``rows`` in the stages' row order."""
-
-    id: int
-    rows: list[Sequence] = field(default_factory=list)
-    joining: list[Sequence] = field(default_factory=list)
-    in_flight: bool = False
-
-    @property
-    def members(self) -> int:
-        return len(self.rows) + len(self.joining)
-
-    @property
-    def longest(self) -> int:
-        return max((s.length for s in (*self.rows, *self.joining)), default=0)
 
 
 @dataclass(slots=True)
@@ -128,7 +59,7 @@ class Conductor:
         self._epoch = epoch
         self._shape = shape
         self._stages = stages
-        self._costs = costs
+        self._budget = Budget(shape.cache_bytes, costs)
         self._lanes = [Lane(i) for i in range(max(1, shape.lanes))]
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
@@ -296,28 +227,21 @@ class Conductor:
     # ------------------------------------------------------------------ budget
 
     def _charge(self, extra: Sequence | None = None) -> int:
-        """Cache bytes on the dearest stage: rows by padded length, and one lane's copy."""
-        total = 0
-        for cost in self._costs:
-            lanes = []
-            for lane in self._lanes:
-                if lane.members:
-                    lanes.append(lane.members * _row_bytes(cost, lane.longest))
-            alone = [s for s in self._sequences.values() if s.lane is None]
-            if extra is not None:
-                alone.append(extra)
-            charged = sum(lanes) + sum(_row_bytes(cost, s.length) for s in alone)
-            total = max(total, charged + max(lanes, default=0))
-        return total
+        """Cache bytes on the dearest stage."""
+        alone = [s.length for s in self._sequences.values() if s.lane is None]
+        if extra is not None:
+            alone.append(extra.length)
+        lanes = [(lane.members, lane.longest) for lane in self._lanes if lane.members]
+        return self._budget.charge(lanes, alone)
 
     def _fits(self, sequence: Sequence) -> bool:
-        budget = self._shape.cache_bytes
-        return not budget or not self._sequences or self._charge(sequence) <= budget
+        limit = self._budget.limit_bytes
+        return not limit or not self._sequences or self._charge(sequence) <= limit
 
     def _preempt(self, out: Output) -> None:
         """Hands the youngest sequences back when caches outgrow the budget."""
-        budget = self._shape.cache_bytes
-        while budget and len(self._sequences) > 1 and self._charge() > budget:
+        limit = self._budget.limit_bytes
+        while limit and len(self._sequences) > 1 and self._charge() > limit:
             youngest = self._sequences[max(self._sequences)]
             self._finish(youngest, wire.END_REFUSED, out)
 
@@ -412,13 +336,6 @@ class Conductor:
         self._tokens_in_flight += flight.tokens
         self._beats_in_flight += flight.sent_at is not None
         out.frames.append(frame)
-
-
-def _row_bytes(cost: wire.CacheCost, length: int) -> int:
-    """Cache bytes of one row of a lane this long, on one stage."""
-    padded = -(-length // GROWTH_TOKENS) * GROWTH_TOKENS
-    windowed = min(padded, cost.window_tokens)
-    return cost.fixed_bytes + cost.bytes_per_token * padded + cost.window_bytes_per_token * windowed
 
 
 def _end(sequence: Sequence, reason: wire.EndReason.ValueType) -> wire.EndEvent:

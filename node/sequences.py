@@ -1,0 +1,76 @@
+"""One answer in the making, and the lane that it is decoded in, as the conductor sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from parallax.proto import wire_pb2 as wire
+
+
+class Phase(Enum):
+    """Where a sequence is."""
+
+    PREFILL = "prefill"  # in its own cache, chunks still to be injected
+    READY = "ready"  # every chunk injected; waits for its lane's next step
+    DECODE = "decode"  # a row of a lane
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making. ``history`` is prompt and answer so far."""
+
+    id: int
+    request: int
+    attempt: int
+    prompt: list[int]
+    generated: list[int]
+    sampling: wire.Sampling
+    max_tokens: int
+    end_tokens: frozenset[int]
+    phase: Phase = Phase.PREFILL
+    prefilled: int = 0  # tokens whose chunks have been injected
+    lane: Lane | None = None
+    alive: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def prefill_length(self) -> int:
+        """All but the last token: that one is the first decode step's input."""
+        return self.length - 1
+
+    def slice(self, start: int, end: int) -> list[int]:
+        """Tokens ``[start, end)`` of the history."""
+        split = len(self.prompt)
+        if end <= split:
+            return self.prompt[start:end]
+        if start >= split:
+            return self.generated[start - split : end - split]
+        return self.prompt[start:] + self.generated[: end - split]
+
+    @property
+    def last_token(self) -> int:
+        """The input of the next decode step."""
+        return self.generated[-1] if self.generated else self.prompt[-1]
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One decode batch. ``rows`` in the stages' row order."""
+
+    id: int
+    rows: list[Sequence] = field(default_factory=list)
+    joining: list[Sequence] = field(default_factory=list)
+    in_flight: bool = False
+
+    @property
+    def members(self) -> int:
+        return len(self.rows) + len(self.joining)
+
+    @property
+    def longest(self) -> int:
+        return max((s.length for s in (*self.rows, *self.joining)), default=0)
