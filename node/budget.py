@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from parallax.proto import wire_pb2 as wire
@@ -11,30 +11,64 @@ GROWTH_TOKENS = 256  # caches grow by this many tokens (mlx-lm's KVCache.step)
 
 
 @dataclass(frozen=True, slots=True)
+class _Cost:
+    """A stage's ``wire.CacheCost``: plain numbers, because they are asked for at every step."""
+
+    fixed: int
+    per_token: int
+    window_per_token: int
+    window: int
+
+    def row(self, tokens: int, beyond: int = 0) -> int:
+        """Bytes of a row so long; a window may hold ``beyond`` more tokens than its size."""
+        padded = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+        windowed = min(padded, self.window + beyond) if self.window else 0
+        return self.fixed + self.per_token * padded + self.window_per_token * windowed
+
+
 class Budget:
-    """``limit_bytes`` of caches on each stage (0: no limit), and what they cost there."""
+    """At most ``limit_bytes`` of caches on each stage (0: no limit), and what they cost there.
 
-    limit_bytes: int
-    costs: list[wire.CacheCost]
+    Args:
+        limit_bytes: of the tightest stage.
+        chunk_tokens: the prefill grid; while a window is prefilled it holds a chunk besides.
+        costs: one for each stage.
+    """
 
-    def charge(self, lanes: Iterable[tuple[int, int]], alone: Iterable[int]) -> int:
+    def __init__(
+        self, limit_bytes: int, chunk_tokens: int, costs: Iterable[wire.CacheCost]
+    ) -> None:
+        self.limit_bytes = limit_bytes
+        self._chunk_tokens = chunk_tokens
+        self._costs = [
+            _Cost(c.fixed_bytes, c.bytes_per_token, c.window_bytes_per_token, c.window_tokens)
+            for c in costs
+        ]
+
+    def charge(
+        self,
+        lanes: Iterable[tuple[int, int]],
+        alone: Iterable[int],
+        kept_bytes: Sequence[int] = (),
+    ) -> int:
         """Bytes on the dearest stage: rows by padded length, and a copy of the largest lane.
 
         Args:
             lanes: rows, and tokens of the longest of them, of each lane.
             alone: tokens of each sequence that is in no lane.
+            kept_bytes: of kept prefixes, on each stage.
         """
         lanes, alone = list(lanes), list(alone)
         most = 0
-        for cost in self.costs:
-            held = [rows * row_bytes(cost, longest) for rows, longest in lanes]
-            prefilling = sum(row_bytes(cost, length) for length in alone)
-            most = max(most, sum(held) + prefilling + max(held, default=0))
+        for stage, cost in enumerate(self._costs):
+            held = [rows * cost.row(longest) for rows, longest in lanes]
+            total = sum(held) + max(held, default=0)
+            total += sum(cost.row(tokens, self._chunk_tokens) for tokens in alone)
+            if kept_bytes:
+                total += kept_bytes[stage]
+            most = max(most, total)
         return most
 
-
-def row_bytes(cost: wire.CacheCost, length: int) -> int:
-    """Cache bytes of one row of a lane this long, on one stage."""
-    padded = -(-length // GROWTH_TOKENS) * GROWTH_TOKENS
-    windowed = min(padded, cost.window_tokens)
-    return cost.fixed_bytes + cost.bytes_per_token * padded + cost.window_bytes_per_token * windowed
+    def kept(self, tokens: int) -> list[int]:
+        """Bytes of a kept prefix of so many tokens, on each stage."""
+        return [cost.row(tokens, self._chunk_tokens) for cost in self._costs]

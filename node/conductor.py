@@ -12,12 +12,17 @@ ring at once.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from parallax.node.budget import Budget
+from parallax.node.budget import GROWTH_TOKENS, Budget
+from parallax.node.prefix_cache import PrefixCache
 from parallax.node.sequences import Lane, Phase, Sequence
 from parallax.proto import wire_pb2 as wire
+
+REMEMBERED = 1024  # requests of which it is known that they were handed back
+MOST_PATIENCE = 8  # doublings of the room that a request must find that was handed back
 
 
 @dataclass(slots=True)
@@ -59,13 +64,15 @@ class Conductor:
         self._epoch = epoch
         self._shape = shape
         self._stages = stages
-        self._budget = Budget(shape.cache_bytes, costs)
+        self._budget = Budget(shape.cache_bytes, max(1, shape.chunk_tokens), costs)
         self._lanes = [Lane(i) for i in range(max(1, shape.lanes))]
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
         self._prefill: deque[Sequence] = deque()
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
+        self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
+        self._handed_back: OrderedDict[int, int] = OrderedDict()  # request -> how often
         self._next_number = 0
         self._next_sequence = 1
         self._tokens_in_flight = 0
@@ -97,7 +104,7 @@ class Conductor:
         if len(sequence.generated) >= sequence.max_tokens:
             out.ends.append(_end(sequence, wire.END_LENGTH))
             return out
-        if self.free_rows < 1 or not self._fits(sequence):
+        if self.free_rows < 1 or not self._find_room(sequence):
             out.ends.append(_end(sequence, wire.END_REFUSED))
             return out
         self._next_sequence += 1
@@ -136,7 +143,7 @@ class Conductor:
             for sequence, token in zip(flight.rows, frame.tokens, strict=True):
                 if sequence.alive:
                     self._deliver(sequence, token, out)
-            self._preempt(out)
+            self._make_way(out)
         self._pump(out)
         return out
 
@@ -187,9 +194,10 @@ class Conductor:
             decoding=decoding,
             prefilling=len(self._sequences) - decoding,
             free_rows=self.free_rows,
-            charged_bytes=self._charge(),
+            charged_bytes=self._live_bytes(),
             budget_bytes=self._shape.cache_bytes,
             lanes=sum(bool(lane.rows) for lane in self._lanes),
+            prefixes=self._prefixes.load(),
         )
 
     # ----------------------------------------------------------------- answers
@@ -202,9 +210,14 @@ class Conductor:
         sequence.generated.append(token)
         out.tokens.append(
             wire.TokenEvent(
-                request=sequence.request, attempt=sequence.attempt, index=index, token=token
+                request=sequence.request,
+                attempt=sequence.attempt,
+                index=index,
+                token=token,
+                cached_tokens=sequence.forked,
             )
         )
+        sequence.forked = 0
         if index + 1 >= sequence.max_tokens or sequence.length >= self._shape.context_tokens:
             self._finish(sequence, wire.END_LENGTH, out)
 
@@ -220,28 +233,76 @@ class Conductor:
                 lane.rows.remove(sequence)
             if sequence in lane.joining:
                 lane.joining.remove(sequence)
-        if sequence.prefilled or sequence.phase is Phase.DECODE:
+        if reason == wire.END_REFUSED:
+            self._handed_back[sequence.request] = self._handed_back.pop(sequence.request, 0) + 1
+            if len(self._handed_back) > REMEMBERED:
+                self._handed_back.popitem(last=False)
+        else:
+            self._handed_back.pop(sequence.request, None)
+            self._prefixes.ended(sequence, self._live_bytes())
+        if sequence.cached or sequence.phase is Phase.DECODE:
             self._commands.append(wire.Command(drop=wire.Drop(sequence=sequence.id)))
         out.ends.append(_end(sequence, reason))
 
     # ------------------------------------------------------------------ budget
 
-    def _charge(self, extra: Sequence | None = None) -> int:
-        """Cache bytes on the dearest stage."""
-        alone = [s.length for s in self._sequences.values() if s.lane is None]
-        if extra is not None:
-            alone.append(extra.length)
+    def _live_bytes(self) -> int:
+        """Cache bytes of the sequences on the dearest stage."""
+        return self._budget.charge(*self._held())
+
+    def _held(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Rows and length of each lane, and the lengths of those in none."""
         lanes = [(lane.members, lane.longest) for lane in self._lanes if lane.members]
-        return self._budget.charge(lanes, alone)
+        return lanes, [s.length for s in self._sequences.values() if s.lane is None]
 
-    def _fits(self, sequence: Sequence) -> bool:
-        limit = self._budget.limit_bytes
-        return not limit or not self._sequences or self._charge(sequence) <= limit
+    def _find_room(self, sequence: Sequence) -> bool:
+        """Whether a new sequence fits; kept prefixes make way for it, its own one last.
 
-    def _preempt(self, out: Output) -> None:
-        """Hands the youngest sequences back when caches outgrow the budget."""
+        Everyone is charged with room to grow, or the youngest would soon be handed back: one step
+        of growth, and twice as many each time that happened to this request. So what is prefilled
+        again and again is bounded by what is generated in between.
+        """
         limit = self._budget.limit_bytes
-        while limit and len(self._sequences) > 1 and self._charge() > limit:
+        if not limit:
+            return True
+        times = self._handed_back.get(sequence.request, 0)
+        lanes = self._forecast(sequence, GROWTH_TOKENS << min(times, MOST_PATIENCE))
+        if self._sequences and self._budget.charge(lanes, ()) > limit:
+            return False
+        prefixes = self._prefixes
+        own = prefixes.find(sequence)
+        while self._budget.charge(lanes, (), prefixes.kept_bytes) > limit:
+            if not prefixes.evict_oldest(spare=own):
+                if own is not None:
+                    self._begin(sequence)
+                    prefixes.evict_oldest()
+                break
+        return True
+
+    def _forecast(self, extra: Sequence, more: int) -> list[tuple[int, int]]:
+        """Rows and length of each lane once everyone has joined one and has grown by ``more``."""
+        context = self._shape.context_tokens
+        shapes = []
+        for lane in self._lanes:
+            rows = (*lane.rows, *lane.joining)
+            longest = max((s.expected_length(more, context) for s in rows), default=0)
+            shapes.append((len(rows), longest))
+        for sequence in (*self._prefill, extra):
+            length = sequence.expected_length(more, context)
+            chosen = self._choose(shapes, length)
+            members, longest = shapes[chosen]
+            shapes[chosen] = members + 1, max(longest, length)
+        return shapes
+
+    def _make_way(self, out: Output) -> None:
+        """Lets kept prefixes go, then hands the youngest sequences back, while caches outgrow
+        the budget."""
+        limit = self._budget.limit_bytes
+        while limit and self._budget.charge(*self._held(), self._prefixes.kept_bytes) > limit:
+            if self._prefixes.evict_oldest():
+                continue
+            if len(self._sequences) < 2:
+                return
             youngest = self._sequences[max(self._sequences)]
             self._finish(youngest, wire.END_REFUSED, out)
 
@@ -269,31 +330,43 @@ class Conductor:
 
     def _inject_chunk(self, out: Output) -> None:
         sequence = self._prefill[0]
-        start = sequence.prefilled
+        self._begin(sequence)
+        start = sequence.cached
         if start < sequence.prefill_length:
             grid = self._shape.chunk_tokens
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
             self._inject(out, frame, _Flight(wire.PREFILL, len(tokens)))
-            sequence.prefilled = end
-        if sequence.prefilled >= sequence.prefill_length:
+            sequence.cached = end
+            self._prefixes.prefilled(sequence, self._live_bytes)
+        if sequence.cached >= sequence.prefill_length:
             self._prefill.popleft()
             sequence.phase = Phase.READY
-            lane = self._lane_for(sequence)
+            shapes = [(lane.members, lane.longest) for lane in self._lanes]
+            lane = self._lanes[self._choose(shapes, sequence.length)]
             lane.joining.append(sequence)
             sequence.lane = lane
 
-    def _lane_for(self, sequence: Sequence) -> Lane:
-        """Fewest members first, so that every stage has a batch; then least padding."""
+    def _begin(self, sequence: Sequence) -> None:
+        """Before a sequence's first chunk, and once: what is known of it is not computed again."""
+        if not sequence.begun:
+            sequence.begun = True
+            self._prefixes.begin(sequence)
+
+    def _choose(self, shapes: Iterable[tuple[int, int]], length: int) -> int:
+        """The lane to join: fewest members, so that every stage has a batch; then least padding.
+
+        ``shapes``: members and longest of each lane; where all are full, any will do.
+        """
         rows = max(1, self._shape.lane_rows)
-        open_lanes = [lane for lane in self._lanes if lane.members < rows]
 
-        def cost(lane: Lane) -> tuple[int, int, int]:
-            padding = abs(lane.longest - sequence.length) if lane.members else 0
-            return lane.members, padding, lane.id
+        def cost(lane: tuple[int, tuple[int, int]]) -> tuple[bool, int, int, int]:
+            number, (members, longest) = lane
+            padding = abs(longest - length) if members else 0
+            return members >= rows, members, padding, number
 
-        return min(open_lanes, key=cost)
+        return min(enumerate(shapes), key=cost)[0]
 
     def _step_lanes(self, out: Output) -> None:
         for lane in self._lanes:
@@ -317,6 +390,8 @@ class Conductor:
             lane.rows.append(sequence)
         lane.joining.clear()
         lane.in_flight = True
+        for sequence in lane.rows:
+            sequence.cached = sequence.length
         frame = wire.Frame(
             kind=wire.DECODE,
             lane=lane.id,

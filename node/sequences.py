@@ -29,7 +29,10 @@ class Sequence:
     max_tokens: int
     end_tokens: frozenset[int]
     phase: Phase = Phase.PREFILL
-    prefilled: int = 0  # tokens whose chunks have been injected
+    cached: int = 0  # tokens in its caches once the frames injected so far have run
+    begun: bool = False  # its prefill, perhaps with a kept prefix
+    forked: int = 0  # tokens of that prefix, until they are reported
+    boundaries: set[int] | None = None  # where its caches are kept, if they cannot be cut later
     lane: Lane | None = None
     alive: bool = True
 
@@ -42,6 +45,11 @@ class Sequence:
     def prefill_length(self) -> int:
         """All but the last token: that one is the first decode step's input."""
         return self.length - 1
+
+    def expected_length(self, more: int, context_tokens: int) -> int:
+        """Its length ``more`` tokens from now, or at its end if that comes first."""
+        end = len(self.prompt) + self.max_tokens
+        return min(self.length + more, end, context_tokens or end)
 
     def slice(self, start: int, end: int) -> list[int]:
         """Tokens ``[start, end)`` of the history."""

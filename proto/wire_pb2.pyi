@@ -417,12 +417,23 @@ class CacheCost(_message.Message):
     BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    FORKS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    TRIM_TOKENS_FIELD_NUMBER: _builtins.int
     fixed_bytes: _builtins.int
     """per sequence, whatever its length"""
     bytes_per_token: _builtins.int
     window_bytes_per_token: _builtins.int
     window_tokens: _builtins.int
     """0: no windowed cache"""
+    forks: _builtins.bool
+    """What the prefix cache may do here, as the self-check showed.
+    a copy goes on as the original would
+    """
+    answers: _builtins.bool
+    """decoded tokens leave the caches that a prefill would"""
+    trim_tokens: _builtins.int
+    """caches of fewer tokens can be cut; 0: none, 2^32-1: any"""
     def __init__(
         self,
         *,
@@ -430,10 +441,13 @@ class CacheCost(_message.Message):
         bytes_per_token: _builtins.int = ...,
         window_bytes_per_token: _builtins.int = ...,
         window_tokens: _builtins.int = ...,
+        forks: _builtins.bool = ...,
+        answers: _builtins.bool = ...,
+        trim_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "fixed_bytes", b"fixed_bytes", "window_bytes_per_token", b"window_bytes_per_token", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "bytes_per_token", b"bytes_per_token", "fixed_bytes", b"fixed_bytes", "forks", b"forks", "trim_tokens", b"trim_tokens", "window_bytes_per_token", b"window_bytes_per_token", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -751,16 +765,22 @@ class LoadStage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STAGE_FIELD_NUMBER: _builtins.int
+    INSTEAD_OF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stage(self) -> Global___StageRange: ...
+    @_builtins.property
+    def instead_of(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageRange]:
+        """Stages of the same model that are let go first; weights that both need stay."""
+
     def __init__(
         self,
         *,
         stage: Global___StageRange | None = ...,
+        instead_of: _abc.Iterable[Global___StageRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instead_of", b"instead_of", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1086,18 +1106,28 @@ Global___FlowOpen: _TypeAlias = FlowOpen  # noqa: Y015
 
 @_typing.final
 class FlowReply(_message.Message):
+    """With a port, frames go there over a data connection that shows the ticket first
+    (fabric/data_channel.py); without one, or if it cannot be reached, they follow in this stream.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    DATA_PORT_FIELD_NUMBER: _builtins.int
+    DATA_TICKET_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    data_port: _builtins.int
+    data_ticket: _builtins.bytes
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
+        data_port: _builtins.int = ...,
+        data_ticket: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_port", b"data_port", "data_ticket", b"data_ticket", "epoch", b"epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1563,11 +1593,14 @@ class TokenEvent(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     request: _builtins.int
     attempt: _builtins.int
     index: _builtins.int
     """position in the answer, from 0"""
     token: _builtins.int
+    cached_tokens: _builtins.int
+    """with an attempt's first token: how much of its history was kept"""
     def __init__(
         self,
         *,
@@ -1575,10 +1608,11 @@ class TokenEvent(_message.Message):
         attempt: _builtins.int = ...,
         index: _builtins.int = ...,
         token: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "index", b"index", "request", b"request", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "index", b"index", "request", b"request", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1619,12 +1653,15 @@ class HeadLoad(_message.Message):
     CHARGED_BYTES_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     LANES_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
     decoding: _builtins.int
     prefilling: _builtins.int
     free_rows: _builtins.int
     charged_bytes: _builtins.int
     budget_bytes: _builtins.int
     lanes: _builtins.int
+    @_builtins.property
+    def prefixes(self) -> Global___PrefixLoad: ...
     def __init__(
         self,
         *,
@@ -1634,14 +1671,56 @@ class HeadLoad(_message.Message):
         charged_bytes: _builtins.int = ...,
         budget_bytes: _builtins.int = ...,
         lanes: _builtins.int = ...,
+        prefixes: Global___PrefixLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefixes", b"prefixes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "charged_bytes", b"charged_bytes", "decoding", b"decoding", "free_rows", b"free_rows", "lanes", b"lanes", "prefilling", b"prefilling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "charged_bytes", b"charged_bytes", "decoding", b"decoding", "free_rows", b"free_rows", "lanes", b"lanes", "prefilling", b"prefilling", "prefixes", b"prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeadLoad: _TypeAlias = HeadLoad  # noqa: Y015
+
+@_typing.final
+class PrefixLoad(_message.Message):
+    """The prefix cache of a ring: what is kept now, and running totals since its epoch began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    SAVED_TOKENS_FIELD_NUMBER: _builtins.int
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    kept: _builtins.int
+    kept_bytes: _builtins.int
+    """on the stage where they take most"""
+    prompts: _builtins.int
+    """that were looked up"""
+    hits: _builtins.int
+    """of them, those that began with a kept prefix"""
+    saved_tokens: _builtins.int
+    """that were not prefilled"""
+    evictions: _builtins.int
+    """for want of room"""
+    def __init__(
+        self,
+        *,
+        kept: _builtins.int = ...,
+        kept_bytes: _builtins.int = ...,
+        prompts: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        saved_tokens: _builtins.int = ...,
+        evictions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evictions", b"evictions", "hits", b"hits", "kept", b"kept", "kept_bytes", b"kept_bytes", "prompts", b"prompts", "saved_tokens", b"saved_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixLoad: _TypeAlias = PrefixLoad  # noqa: Y015
 
 @_typing.final
 class HeadReport(_message.Message):

@@ -5,129 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from dataclasses import dataclass, field
 
 import pytest
 
-from parallax.node.conductor import Conductor, Output
+from parallax.node.conductor import Conductor
 from parallax.proto import wire_pb2 as wire
-
-VOCABULARY = 97
-END = 0
-
-
-def next_token(history: list[int]) -> int:
-    """The token a pretend model gives after a history: any pure function will do."""
-    value = 17
-    for token in history:
-        value = (value * 31 + token + 1) % 1_000_003
-    return value % VOCABULARY
-
-
-def lone_answer(prompt: list[int], max_tokens: int) -> tuple[list[int], int]:
-    """What a request must get, whatever runs beside it."""
-    answer: list[int] = []
-    while True:
-        token = next_token(prompt + answer)
-        if token == END:
-            return answer, wire.END_STOP
-        answer.append(token)
-        if len(answer) >= max_tokens:
-            return answer, wire.END_LENGTH
-
-
-@dataclass
-class PretendRing:
-    """Runs frames as stages do: commands in order, rows in lane order, caches by sequence."""
-
-    conductor: Conductor
-    grid: int
-    window: int
-    frames: deque[wire.Frame] = field(default_factory=deque)
-    caches: dict[int, list[int]] = field(default_factory=dict)
-    lanes: dict[int, list[int]] = field(default_factory=dict)
-    expected: int = 0
-    answers: dict[int, list[int]] = field(default_factory=dict)
-    ends: dict[int, int] = field(default_factory=dict)
-    most_in_flight: int = 0
-    kinds: list[int] = field(default_factory=list)
-
-    def take(self, out: Output) -> None:
-        self.frames.extend(out.frames)
-        self.most_in_flight = max(self.most_in_flight, len(self.frames))
-        for event in out.tokens:
-            answer = self.answers.setdefault(event.request, [])
-            assert event.index == len(answer), "an index was skipped or repeated"
-            assert event.request not in self.ends, "a token after the end"
-            answer.append(event.token)
-        for end in out.ends:
-            assert end.request not in self.ends, "two ends"
-            self.ends[end.request] = end.reason
-
-    def step(self) -> None:
-        frame = self.frames.popleft()
-        assert frame.number == self.expected
-        self.expected += 1
-        self.kinds.append(frame.kind)
-        for command in frame.commands:
-            self.obey(command)
-        back = wire.Frame(epoch=frame.epoch, number=frame.number, kind=frame.kind)
-        if frame.kind == wire.PREFILL:
-            cache = self.caches.setdefault(frame.sequence, [])
-            assert len(cache) % self.grid == 0, "a chunk does not begin on the grid"
-            assert len(frame.tokens) <= self.grid
-            cache.extend(frame.tokens)
-        elif frame.kind == wire.DECODE:
-            rows = self.lanes[frame.lane]
-            assert len(rows) == frame.rows == len(frame.tokens)
-            for sequence, token in zip(rows, frame.tokens, strict=True):
-                self.caches[sequence].append(token)
-                back.tokens.append(next_token(self.caches[sequence]))
-        self.take(self.conductor.returned(back, now=0.0))
-
-    def obey(self, command: wire.Command) -> None:
-        if command.HasField("admit"):
-            admit = command.admit
-            cache = self.caches.setdefault(admit.sequence, [])
-            history = [*admit.prompt, *admit.generated]
-            assert cache == history[:-1], "admitted before its prefill was complete"
-            self.lanes.setdefault(admit.lane, []).append(admit.sequence)
-        elif command.HasField("drop"):
-            del self.caches[command.drop.sequence]
-            for lane in list(self.lanes):
-                if command.drop.sequence in self.lanes[lane]:
-                    self.lanes[lane].remove(command.drop.sequence)
-                    if not self.lanes[lane]:
-                        del self.lanes[lane]
-
-    def run_out(self) -> None:
-        while self.frames:
-            self.step()
-
-
-def make_ring(
-    *, stages: int = 2, lanes: int = 2, rows: int = 4, grid: int = 8, budget: int = 0
-) -> PretendRing:
-    shape = wire.RingShape(
-        lanes=lanes,
-        lane_rows=rows,
-        chunk_tokens=grid,
-        window_frames=16,
-        cache_bytes=budget,
-        context_tokens=10_000,
-    )
-    costs = [wire.CacheCost(bytes_per_token=1) for _ in range(stages)]
-    return PretendRing(Conductor(7, shape, stages, costs), grid, 16)
-
-
-def submit(request: int, prompt: list[int], max_tokens: int = 20) -> wire.Submit:
-    return wire.Submit(
-        request=request, attempt=1, prompt=prompt, max_tokens=max_tokens, end_tokens=[END]
-    )
-
-
-def prompt_of(rng: random.Random, longest: int = 60) -> list[int]:
-    return [rng.randrange(1, VOCABULARY) for _ in range(rng.randrange(1, longest))]
+from tests.node.pretend import NEVER, PretendRing, lone_answer, make_ring, prompt_of, submit
 
 
 def test_a_lone_request_gets_the_lone_answer() -> None:
@@ -219,15 +102,58 @@ def test_no_room_is_said_at_once() -> None:
 
 
 def test_what_outgrows_the_budget_is_handed_back_youngest_first() -> None:
-    ring = make_ring(lanes=1, rows=4, grid=64, budget=2 * 2 * 256)
-    starts = [p for n in range(1, 96) if len(lone_answer(p := [n] * 200, 120)[0]) == 120]
-    ring.take(ring.conductor.submit(submit(1, starts[0], 120)))
-    ring.take(ring.conductor.submit(submit(2, starts[1], 120)))
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=4 * 512)
+    ring.take(ring.conductor.submit(submit(1, [1] * 20, 600, NEVER)))
+    ring.take(ring.conductor.submit(submit(2, [2] * 20, 600, NEVER)))
     ring.run_out()
-    assert ring.ends[2] == wire.END_REFUSED
-    assert 0 < len(ring.answers[2]) < 120
-    assert ring.answers[1] == lone_answer(starts[0], 120)[0]
+    assert ring.ends == {1: wire.END_LENGTH, 2: wire.END_REFUSED}
+    assert len(ring.answers[2]) == 492, "until a row has 513 tokens and the caches grow"
+    assert ring.answers[1] == lone_answer([1] * 20, 600, NEVER)[0]
     assert not ring.caches
+
+
+def test_nobody_is_taken_in_who_would_be_handed_back_soon() -> None:
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=2 * 2 * 256)
+    ring.take(ring.conductor.submit(submit(1, [1] * 200, 120, NEVER)))
+    ring.take(ring.conductor.submit(submit(2, [2] * 200, 120, NEVER)))
+    assert ring.ends == {2: wire.END_REFUSED}, "both would fit until their 257th token"
+    ring.run_out()
+    ring.take(ring.conductor.submit(submit(3, [2] * 200, 40, NEVER)))
+    ring.take(ring.conductor.submit(submit(4, [2] * 200, 40, NEVER)))
+    ring.run_out()
+    assert ring.ends[3] == ring.ends[4] == wire.END_LENGTH, "they end before that"
+
+
+def test_a_request_that_is_handed_back_again_and_again_gets_further_each_time() -> None:
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=5 * 1024)
+    prompts = {n: [n] * 50 for n in (1, 2, 3, 4)}
+    answers: dict[int, list[int]] = {n: [] for n in prompts}
+    waiting = list(prompts)
+    attempts = dict.fromkeys(prompts, 0)
+    handed_back = 0
+    while any(len(answer) < 900 for answer in answers.values()):
+        for number in list(waiting):
+            order = submit(number, prompts[number], 900, NEVER)
+            attempts[number] += 1
+            order.attempt = attempts[number]
+            order.generated.extend(answers[number])
+            ring.ends.pop(number, None)
+            ring.answers[number] = answers[number]
+            ring.take(ring.conductor.submit(order))
+            if number in ring.ends:
+                break  # the others wait behind it
+            waiting.remove(number)
+        assert ring.frames, "nobody is on the ring and nobody is taken in"
+        running = [n for n in prompts if n not in ring.ends]
+        while ring.frames and all(n not in ring.ends for n in running):
+            ring.step()
+        back = [n for n in running if ring.ends.get(n) == wire.END_REFUSED]
+        handed_back += len(back)
+        waiting = sorted({*waiting, *back})
+    for number, prompt in prompts.items():
+        assert answers[number] == lone_answer(prompt, 900, NEVER)[0]
+    assert 0 < handed_back <= 8, handed_back
+    assert ring.prefilled < 8_000, "prefilled again and again"
 
 
 def test_the_context_ends_an_answer() -> None:

@@ -1,0 +1,179 @@
+"""A model of stages that only obeys, for tests of the conductor: plain lists, no clocks."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from parallax.node.conductor import Conductor, Output
+from parallax.proto import wire_pb2 as wire
+
+VOCABULARY = 97
+END = 0
+NEVER = VOCABULARY  # an end token that no answer has
+
+
+def next_token(history: list[int]) -> int:
+    """The token a pretend model gives after a history: any pure function will do."""
+    value = 17
+    for token in history:
+        value = (value * 31 + token + 1) % 1_000_003
+    return value % VOCABULARY
+
+
+def lone_answer(prompt: list[int], max_tokens: int, end: int = END) -> tuple[list[int], int]:
+    """What a request must get, whatever runs beside it."""
+    answer: list[int] = []
+    while True:
+        token = next_token(prompt + answer)
+        if token == end:
+            return answer, wire.END_STOP
+        answer.append(token)
+        if len(answer) >= max_tokens:
+            return answer, wire.END_LENGTH
+
+
+@dataclass
+class PretendRing:
+    """Runs frames as stages do: commands in order, rows in lane order, caches by sequence.
+
+    It also holds the conductor to what may be kept: ``cost`` says what caches can do.
+    """
+
+    conductor: Conductor
+    grid: int
+    window: int
+    cost: wire.CacheCost = field(default_factory=wire.CacheCost)
+    budget: int = 0
+    frames: deque[wire.Frame] = field(default_factory=deque)
+    caches: dict[int, list[int]] = field(default_factory=dict)
+    lanes: dict[int, list[int]] = field(default_factory=dict)
+    decoded: set[int] = field(default_factory=set)  # sequences with decoded tokens in their caches
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    prefilled: int = 0  # tokens
+    cached: dict[int, int] = field(default_factory=dict)  # as the first token of a request says
+    expected: int = 0
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+    most_in_flight: int = 0
+    kinds: list[int] = field(default_factory=list)
+
+    def take(self, out: Output) -> None:
+        self.frames.extend(out.frames)
+        self.most_in_flight = max(self.most_in_flight, len(self.frames))
+        for event in out.tokens:
+            answer = self.answers.setdefault(event.request, [])
+            assert event.index == len(answer), "an index was skipped or repeated"
+            assert event.request not in self.ends, "a token after the end"
+            answer.append(event.token)
+            if event.cached_tokens:
+                assert event.request not in self.cached, "told twice"
+                self.cached[event.request] = event.cached_tokens
+        for end in out.ends:
+            assert end.request not in self.ends, "two ends"
+            self.ends[end.request] = end.reason
+
+    @property
+    def load(self) -> wire.HeadLoad:
+        return self.conductor.load()
+
+    def step(self) -> None:
+        frame = self.frames.popleft()
+        assert frame.number == self.expected
+        self.expected += 1
+        self.kinds.append(frame.kind)
+        for command in frame.commands:
+            self.obey(command)
+        back = wire.Frame(epoch=frame.epoch, number=frame.number, kind=frame.kind)
+        if frame.kind == wire.PREFILL:
+            cache = self.caches.setdefault(frame.sequence, [])
+            assert len(cache) % self.grid == 0, "a chunk does not begin on the grid"
+            assert len(frame.tokens) <= self.grid
+            cache.extend(frame.tokens)
+            self.prefilled += len(frame.tokens)
+        elif frame.kind == wire.DECODE:
+            rows = self.lanes[frame.lane]
+            assert len(rows) == frame.rows == len(frame.tokens)
+            self.decoded.update(rows)
+            for sequence, token in zip(rows, frame.tokens, strict=True):
+                self.caches[sequence].append(token)
+                back.tokens.append(next_token(self.caches[sequence]))
+        self.take(self.conductor.returned(back, now=0.0))
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Kept prefixes never stand in the way of live sequences; of these, one always may live."""
+        load = self.load
+        live = load.decoding + load.prefilling
+        if self.budget and (live > 1 or load.prefixes.kept):
+            assert load.charged_bytes + load.prefixes.kept_bytes <= self.budget
+
+    def obey(self, command: wire.Command) -> None:
+        if command.HasField("admit"):
+            admit = command.admit
+            cache = self.caches.setdefault(admit.sequence, [])
+            history = [*admit.prompt, *admit.generated]
+            assert cache == history[:-1], "admitted before its prefill was complete"
+            self.lanes.setdefault(admit.lane, []).append(admit.sequence)
+        elif command.HasField("retain"):
+            sequence, handle = command.retain.sequence, command.retain.handle
+            assert handle not in self.kept
+            cache = self.caches[sequence]
+            assert self.cost.forks, "nothing may be kept of this model"
+            assert self.cost.answers or sequence not in self.decoded, "decoded tokens are kept"
+            if len(cache) >= self.cost.trim_tokens:
+                assert len(cache) % self.grid == 0, "kept between boundaries"
+            self.kept[handle] = list(cache)
+        elif command.HasField("fork"):
+            fork = command.fork
+            assert fork.sequence not in self.caches
+            kept = self.kept[fork.handle]
+            assert 0 < fork.tokens <= len(kept)
+            assert fork.tokens == len(kept) or len(kept) < self.cost.trim_tokens, "cannot be cut"
+            self.caches[fork.sequence] = kept[: fork.tokens]
+        elif command.HasField("evict"):
+            del self.kept[command.evict.handle]
+        elif command.HasField("drop"):
+            self.decoded.discard(command.drop.sequence)
+            del self.caches[command.drop.sequence]
+            for lane in list(self.lanes):
+                if command.drop.sequence in self.lanes[lane]:
+                    self.lanes[lane].remove(command.drop.sequence)
+                    if not self.lanes[lane]:
+                        del self.lanes[lane]
+
+    def run_out(self) -> None:
+        while self.frames:
+            self.step()
+
+
+def make_ring(
+    *,
+    stages: int = 2,
+    lanes: int = 2,
+    rows: int = 4,
+    grid: int = 8,
+    budget: int = 0,
+    cost: wire.CacheCost | None = None,
+) -> PretendRing:
+    shape = wire.RingShape(
+        lanes=lanes,
+        lane_rows=rows,
+        chunk_tokens=grid,
+        window_frames=16,
+        cache_bytes=budget,
+        context_tokens=10_000,
+    )
+    cost = cost or wire.CacheCost(bytes_per_token=1)
+    return PretendRing(Conductor(7, shape, stages, [cost] * stages), grid, 16, cost, budget)
+
+
+def submit(request: int, prompt: list[int], max_tokens: int = 20, end: int = END) -> wire.Submit:
+    return wire.Submit(
+        request=request, attempt=1, prompt=prompt, max_tokens=max_tokens, end_tokens=[end]
+    )
+
+
+def prompt_of(rng: random.Random, longest: int = 60) -> list[int]:
+    return [rng.randrange(1, VOCABULARY) for _ in range(rng.randrange(1, longest))]
