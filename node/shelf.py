@@ -1,19 +1,24 @@
-"""The stages whose weights this node holds."""
+"""The stages whose weights this node holds.
+
+Stages of one model share what they have in common: changing a range reads the difference, and two
+stages that overlap take the memory of their union.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
-from parallax.fabric.errors import InternalError, ModelBroken, ModelTooBig, ParallaxError, to_fault
+from parallax.fabric.errors import InternalError, ModelBroken, ParallaxError, to_fault
 from parallax.fabric.models import resolve
 from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
+from parallax.node.mlx_lm_seam import Weights
 from parallax.node.stage import Stage
-from parallax.node.weights import load_stage
+from parallax.node.weights import load_steps
 from parallax.proto import wire_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -50,18 +55,29 @@ class Shelf:
         """A report of every stage held, for a scheduler that does not know yet."""
         return [wire.NodeReport(ready=ready) for _, ready in self._stages.values()]
 
-    async def load(self, stage: wire.StageRange) -> None:
-        """Loads a stage and reports it ready, or failed. One at a time."""
+    async def load(
+        self, stage: wire.StageRange, instead_of: Iterable[wire.StageRange] = ()
+    ) -> None:
+        """Loads a stage and reports it ready, or failed. One at a time.
+
+        The stages ``instead_of`` which it comes, of the same model, are let go first; what of
+        their weights the new one needs stays.
+        """
         key = key_of(stage)
         self._wanted.add(key)
+        replaced = [key_of(old) for old in instead_of if old.model.digest == key[0]]
+        self._wanted.difference_update(replaced)
         async with self._turn:
-            if key not in self._wanted:
+            leaving = [self._stages.pop(old)[0] for old in replaced if old in self._stages]
+            if key not in self._wanted or key in self._stages:
+                await self._compute.call(lambda: _take_over(leaving, []))
+                if key in self._stages:
+                    self._tell(wire.NodeReport(ready=self._stages[key][1]))
                 return
-            if key in self._stages:
-                self._tell(wire.NodeReport(ready=self._stages[key][1]))
-                return
+            staying = [held for (digest, *_), (held, _) in self._stages.items() if digest == key[0]]
             try:
-                loaded, ready = await self._read(stage)
+                held = await self._compute.call(lambda: _take_over(leaving, staying))
+                loaded = await self._read(stage, held)
             except ParallaxError as error:
                 self._failed(stage, error)
             except Exception as error:
@@ -69,11 +85,12 @@ class Shelf:
                 text = f"Loading failed: {type(error).__name__}: {error}"
                 self._failed(stage, InternalError(text))
             else:
-                self._stages[key] = loaded, ready
-                self._tell(wire.NodeReport(ready=ready))
+                if loaded is not None:
+                    self._stages[key] = loaded
+                    self._tell(wire.NodeReport(ready=loaded[1]))
 
     async def unload(self, stage: wire.StageRange) -> None:
-        """Lets a stage go; its memory is free when this returns."""
+        """Lets a stage go, even while it is read; its memory is free when this returns."""
         key = key_of(stage)
         self._wanted.discard(key)
         async with self._turn:
@@ -81,7 +98,10 @@ class Shelf:
             if held is not None:
                 await self._compute.call(held[0].close)
 
-    async def _read(self, stage: wire.StageRange) -> tuple[Stage, wire.StageReady]:
+    async def _read(
+        self, stage: wire.StageRange, held: Weights
+    ) -> tuple[Stage, wire.StageReady] | None:
+        """The stage, or None when it was unloaded meanwhile."""
         begin = time.monotonic()
         self._progress(stage, 0, 0, "fetching")
         folder = await in_thread(lambda: resolve(stage.model.location, state_dir=self._state_dir))
@@ -101,28 +121,21 @@ class Shelf:
                 last_told = now
                 self._compute.tell(self._progress, stage, done, total, phase)
 
-        def read() -> tuple[Stage, wire.CacheCost]:
-            loaded = load_stage(
-                folder.path,
-                stage.first,
-                stage.end,
-                progress=progress,
-                verdicts=self._state_dir / "verdicts",
-            )
-            return loaded, loaded.cache_cost()
-
-        loaded, cost = await self._compute.call(read, loads=True)
-        if self._budget_bytes and loaded.weight_bytes > self._budget_bytes:
-            await self._compute.call(loaded.close)
-            missing = loaded.weight_bytes - self._budget_bytes
-            raise ModelTooBig(
-                f"Layers {stage.first} to {stage.end - 1} of {stage.model.name} do not fit here",
-                f"they take {loaded.weight_bytes} bytes, {missing} more than it may hold",
-                "Raise --memory, or add nodes",
-                needed_bytes=loaded.weight_bytes,
-                available_bytes=self._budget_bytes,
-                missing_bytes=missing,
-            )
+        steps = load_steps(
+            folder.path,
+            stage.first,
+            stage.end,
+            progress=progress,
+            verdicts=self._state_dir / "verdicts",
+            held=held,
+            budget_bytes=self._budget_bytes,
+        )
+        # Step by step: the frames of a ring that serves meanwhile run in between.
+        while (loaded := await self._compute.call(lambda: _step(steps), loads=True)) is None:
+            if key_of(stage) not in self._wanted:
+                await self._compute.call(steps.close)
+                return None
+        cost = await self._compute.call(loaded.cache_cost, loads=True)
         ready = wire.StageReady(
             stage=stage,
             weight_bytes=loaded.weight_bytes,
@@ -141,3 +154,23 @@ class Shelf:
         self._wanted.discard(key_of(stage))
         failed = wire.StageFailed(stage=stage, fault=to_fault(error))
         self._tell(wire.NodeReport(failed=failed))
+
+
+def _step(steps: Generator[None, None, Stage]) -> Stage | None:
+    """One step of loading, on the MLX thread; the stage after the last one."""
+    try:
+        next(steps)
+    except StopIteration as done:
+        stage: Stage = done.value
+        return stage
+    return None
+
+
+def _take_over(leaving: list[Stage], staying: list[Stage]) -> Weights:
+    """The weights of these stages, by name; those that leave are closed. On the MLX thread."""
+    held: Weights = {}
+    for stage in (*leaving, *staying):
+        held |= stage.weights
+    for stage in leaving:
+        stage.close()
+    return held

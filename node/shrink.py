@@ -58,7 +58,7 @@ def _divisors(config: Config) -> tuple[int, int]:
         sizes = [hidden // attention]
     dimension = 1
     while sizes and min(sizes) // (2 * dimension) >= _LEAST_HEAD_DIMENSION:
-        if not _all_divide(sizes, 2 * dimension):
+        if not _all_divide(sizes, 4 * dimension):  # rotated in pairs: they stay even
             break
         dimension *= 2
     return heads, dimension

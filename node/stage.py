@@ -48,6 +48,7 @@ class Stage:
         self.is_first = first == 0
         self.is_last = end == self.total
         self.weight_bytes = 0
+        self.weights: Weights = {}  # by name, once they are evaluated; stages may share them
         self._model = model
         self._sample_carry = _zeros(self._carry_before(first, 2))
         self._splice = Splice(model, first, end)
@@ -136,6 +137,7 @@ class Stage:
     def close(self) -> None:
         """Lets the weights go; the stage cannot run afterwards."""
         self._splice.undo()
+        self.weights = {}
         del self._model, self._splice
         self._ghosts = {}
         gc.collect()  # layers and the classes they had refer to each other

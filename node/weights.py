@@ -1,25 +1,28 @@
-"""Loading a stage: only its share of a model's weights is ever read.
+"""Loading a stage: only its share of a model's weights is ever read, and of that only what is new.
 
 First the whole model is made of placeholders, lazy zeros of the shapes in the files' headers, which
 cost nothing. Tracing the stage's results back through layers, quantisation and ``sanitize`` tells
 which tensors of which files they come from. Then the model is made again with those tensors lazily
-loaded, and what belongs to the stage is evaluated, slice by slice.
+loaded; weights that another stage of the model holds are taken over, and the others are evaluated,
+slice by slice, while threads read ahead of them (``readahead.py``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
+from mlx.utils import tree_unflatten
 
-from parallax.fabric.errors import ModelBroken, ModelNotFound
+from parallax.fabric.errors import ModelBroken, ModelNotFound, ModelTooBig
 from parallax.fabric.safetensors import TensorInfo, folder_headers
 from parallax.node import mlx_lm_seam as seam
 from parallax.node.mlx_lm_seam import Weights
+from parallax.node.readahead import Extent, ReadAhead
 from parallax.node.stage import Stage, check_range
 from parallax.node.trace import reached
 from parallax.node.twin import check_cut
@@ -27,8 +30,9 @@ from parallax.node.twin import check_cut
 Headers = Mapping[str, Mapping[str, TensorInfo]]
 Progress = Callable[[int, int, str], None]
 
-_SLICE_BYTES = 64 << 20
+_SLICE_BYTES = 16 << 20  # some 10 ms: frames of a ring that serves meanwhile go in between
 _LAYER = re.compile(r"\D*\.\d+\.")  # a name up to its first number
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 # MLX's types for the format's; MLX reads 8-bit floats as their bits.
 _TYPES = {
@@ -52,23 +56,65 @@ _TYPES = {
 
 
 def load_stage(
-    folder: Path, first: int, end: int, *, progress: Progress, verdicts: Path | None = None
+    folder: Path,
+    first: int,
+    end: int,
+    *,
+    progress: Progress,
+    verdicts: Path | None = None,
+    held: Weights | None = None,
+    budget_bytes: int = 0,
 ) -> Stage:
-    """Loads layers ``[first, end)`` of a model, ready to run. To be called on the MLX thread.
+    """Loads layers ``[first, end)`` of a model in one go; see :func:`load_steps`."""
+    steps = load_steps(
+        folder,
+        first,
+        end,
+        progress=progress,
+        verdicts=verdicts,
+        held=held,
+        budget_bytes=budget_bytes,
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            stage: Stage = done.value
+            return stage
+
+
+def load_steps(
+    folder: Path,
+    first: int,
+    end: int,
+    *,
+    progress: Progress,
+    verdicts: Path | None = None,
+    held: Weights | None = None,
+    budget_bytes: int = 0,
+) -> Generator[None, None, Stage]:
+    """Loads layers ``[first, end)`` of a model, ready to run, in steps of some milliseconds.
+
+    Every step is to be taken on the MLX thread; other work may be done there between them.
 
     Args:
         folder: Hugging Face layout.
         progress: told (done bytes, total bytes, phase) as loading goes on; phases are
-            "checking", "reading", "compiling".
+            "checking", "reading", "compiling". What is held already counts as done.
         verdicts: folder where results of the self-check are kept.
+        held: evaluated weights of the same model, by name; the stage shares those that it needs,
+            the others are taken out of it before anything is read.
+        budget_bytes: the most that the stage may take; 0: no limit.
 
     Raises:
         ModelNotFound: there is no such folder.
         ModelBroken: a file is missing, cut short or unreadable, or does not fit the others.
+        ModelTooBig: it takes more than ``budget_bytes``; nothing has been read then.
         UnknownArchitecture: mlx-lm has no such model.
         CutRefused: these layers cannot be run apart from the others.
     """
     progress(0, 0, "checking")
+    held = {} if held is None else held
     if not folder.is_dir():
         raise ModelNotFound(f"There is no model folder {folder}", model=folder)
     config = seam.read_config(folder)
@@ -84,17 +130,44 @@ def load_stage(
     hollow = _hollow(folder, headers)
     model = seam.build_model(folder, hollow.weights)
     check_range(model, first, end)
+    yield
     verdict = check_cut(config, first, end, verdicts)
-    needed = hollow.needed(Stage(model, first, end).parameters().values())
+    yield
+    shapes = Stage(model, first, end).parameters()
+    for name in set(held) - set(shapes):
+        del held[name]
+    needed = hollow.needed([array for name, array in shapes.items() if name not in held])
     weights = hollow.weights | _lazy_weights(folder, headers, needed)
-    stage = Stage(seam.build_model(folder, weights), first, end)
+    model = seam.build_model(folder, weights)
+    if held:
+        model.update(tree_unflatten(list(held.items())))
+    stage = Stage(model, first, end)
     stage.can_batch &= verdict.batches
     stage.can_trim &= verdict.trims
-    _read(folder, stage, progress)
+    stage.weights = stage.parameters()
+    stage.weight_bytes = sum(array.nbytes for array in _distinct(stage.weights.values()))
+    _check_room(folder, stage, budget_bytes)
+    yield
+    with ReadAhead(_extents(folder, headers, needed)) as ahead:
+        yield from _read(folder, stage, held, ahead, progress)
     progress(stage.weight_bytes, stage.weight_bytes, "compiling")
     stage.warm_up()
     mx.clear_cache()
     return stage
+
+
+def _check_room(folder: Path, stage: Stage, budget_bytes: int) -> None:
+    if not 0 < budget_bytes < stage.weight_bytes:
+        return
+    missing = stage.weight_bytes - budget_bytes
+    raise ModelTooBig(
+        f"Layers {stage.first} to {stage.end - 1} of {folder.name} do not fit here",
+        f"they take {stage.weight_bytes} bytes, {missing} more than it may hold",
+        "Raise --memory, or add nodes",
+        needed_bytes=stage.weight_bytes,
+        available_bytes=budget_bytes,
+        missing_bytes=missing,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +228,54 @@ def _lazy_weights(folder: Path, headers: Headers, needed: set[str]) -> Weights:
     return weights
 
 
-def _read(folder: Path, stage: Stage, progress: Progress) -> None:
+def _extents(folder: Path, headers: Headers, needed: set[str]) -> list[Extent]:
+    """Where the needed tensors lie, in about the order in which they are evaluated."""
+    places = [
+        (_order(name), Extent(folder / file, info.begin, info.end))
+        for file, tensors in headers.items()
+        for name, info in tensors.items()
+        if name in needed
+    ]
+    return [extent for _, extent in sorted(places, key=lambda place: place[0])]
+
+
+def _order(name: str) -> tuple[int, str]:
+    """By layer; what is outside of the layers comes first, as it mostly does in models."""
+    found = _NUMBER.search(name)
+    return int(found[1]) if found else -1, name
+
+
+def _distinct(arrays: Iterable[mx.array]) -> list[mx.array]:
+    """Tied weights once."""
+    return list({id(array): array for array in arrays}.values())
+
+
+def _read(
+    folder: Path, stage: Stage, held: Weights, ahead: ReadAhead, progress: Progress
+) -> Generator[None, None, None]:
     """Evaluates the stage's weights in slices, so that progress moves and little is held twice."""
-    arrays = list({id(array): array for array in stage.parameters().values()}.values())
-    total = sum(array.nbytes for array in arrays)
-    stage.weight_bytes = total
-    done = 0
-    progress(0, total, "reading")
+    arrays = _distinct(stage.weights.values())
+    here = {id(array) for array in held.values()}
+    new = [array for array in arrays if id(array) not in here]
+    total = stage.weight_bytes
+    done = total - sum(array.nbytes for array in new)
+    progress(done, total, "reading")
     batch: list[mx.array] = []
     size = 0
-    for number, array in enumerate(arrays, 1):
+    for number, array in enumerate(new, 1):
         batch.append(array)
         size += array.nbytes
-        if size < _SLICE_BYTES and number < len(arrays):
+        if size < _SLICE_BYTES and number < len(new):
             continue
         try:
             mx.eval(batch)
         except RuntimeError as error:
             raise _unreadable(folder, error) from error
         done += size
+        ahead.read(size)
         progress(done, total, "reading")
         batch, size = [], 0
+        yield
 
 
 def _unreadable(path: Path, error: Exception) -> ModelBroken:

@@ -35,7 +35,7 @@ class _FrameKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FrameKind.V
     PREFILL: _FrameKind.ValueType  # 1
     """a chunk of one sequence's prompt"""
     DECODE: _FrameKind.ValueType  # 2
-    """one token for each row of a lane"""
+    """one token for each row of a lane, or several for its only row"""
 
 class FrameKind(_FrameKind, metaclass=_FrameKindEnumTypeWrapper): ...
 
@@ -44,7 +44,7 @@ BEAT: FrameKind.ValueType  # 0
 PREFILL: FrameKind.ValueType  # 1
 """a chunk of one sequence's prompt"""
 DECODE: FrameKind.ValueType  # 2
-"""one token for each row of a lane"""
+"""one token for each row of a lane, or several for its only row"""
 Global___FrameKind: _TypeAlias = FrameKind  # noqa: Y015
 
 class _EndReason:
@@ -463,12 +463,15 @@ class StageReady(_message.Message):
     LOAD_S_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
     TRIMS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     weight_bytes: _builtins.int
     load_s: _builtins.float
     batches: _builtins.bool
     """lanes of more than one row are exact here"""
     trims: _builtins.bool
     """caches can be shortened and gone on with"""
+    blocks: _builtins.bool
+    """several tokens in one frame are as exact as one by one"""
     @_builtins.property
     def stage(self) -> Global___StageRange: ...
     @_builtins.property
@@ -482,10 +485,11 @@ class StageReady(_message.Message):
         load_s: _builtins.float = ...,
         batches: _builtins.bool = ...,
         trims: _builtins.bool = ...,
+        blocks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "cache", b"cache", "load_s", b"load_s", "stage", b"stage", "trims", b"trims", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "blocks", b"blocks", "cache", b"cache", "load_s", b"load_s", "stage", b"stage", "trims", b"trims", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,6 +583,8 @@ class StageHealth(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     RING_ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
     SINCE_PROGRESS_S_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     stage: _builtins.int
     decode_frames: _builtins.int
@@ -598,6 +604,9 @@ class StageHealth(_message.Message):
     """of the last beat; on the head only"""
     since_progress_s: _builtins.float
     """how long the MLX thread has been in one job, loading left out"""
+    drafted_tokens: _builtins.int
+    """on the head only, as in HeadLoad"""
+    accepted_tokens: _builtins.int
     def __init__(
         self,
         *,
@@ -617,10 +626,12 @@ class StageHealth(_message.Message):
         cache_bytes: _builtins.int = ...,
         ring_round_trip_s: _builtins.float = ...,
         since_progress_s: _builtins.float = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "drafted_tokens", b"drafted_tokens", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -847,6 +858,8 @@ class RingShape(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     ORPHAN_S_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     lanes: _builtins.int
     """decode batches in flight"""
     lane_rows: _builtins.int
@@ -863,6 +876,10 @@ class RingShape(_message.Message):
     """the model's context length"""
     orphan_s: _builtins.float
     """how long a head keeps sequences without its scheduler"""
+    draft_tokens: _builtins.int
+    """most tokens assumed ahead of a lone answer; 0: no speculation"""
+    block_tokens: _builtins.int
+    """most of them in one frame"""
     def __init__(
         self,
         *,
@@ -874,10 +891,12 @@ class RingShape(_message.Message):
         cache_bytes: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
         orphan_s: _builtins.float = ...,
+        draft_tokens: _builtins.int = ...,
+        block_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "chunk_tokens", b"chunk_tokens", "context_tokens", b"context_tokens", "lane_rows", b"lane_rows", "lanes", b"lanes", "orphan_s", b"orphan_s", "window_bytes", b"window_bytes", "window_frames", b"window_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "cache_bytes", b"cache_bytes", "chunk_tokens", b"chunk_tokens", "context_tokens", b"context_tokens", "draft_tokens", b"draft_tokens", "lane_rows", b"lane_rows", "lanes", b"lanes", "orphan_s", b"orphan_s", "window_bytes", b"window_bytes", "window_frames", b"window_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1406,7 +1425,8 @@ Global___Command: _TypeAlias = Command  # noqa: Y015
 class Frame(_message.Message):
     """One step through the ring. `tokens` is rows x length, row-major. On the way
     back from the last stage to the head a DECODE frame holds the sampled tokens,
-    one per row, in the lane's row order, and no carry.
+    one per row, in the lane's row order, and no carry; for several tokens of one
+    row one after each, or none when what came before them was not drawn.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1420,6 +1440,7 @@ class Frame(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     CARRY_FIELD_NUMBER: _builtins.int
+    SLOWEST_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     number: _builtins.int
     kind: Global___FrameKind.ValueType
@@ -1430,6 +1451,8 @@ class Frame(_message.Message):
     rows: _builtins.int
     carry: _builtins.bytes
     """msgpack tensor tree (fabric/tensors.py)"""
+    slowest_s: _builtins.float
+    """DECODE: the longest that a stage so far has computed it"""
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]: ...
     @_builtins.property
@@ -1446,10 +1469,11 @@ class Frame(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         rows: _builtins.int = ...,
         carry: _builtins.bytes = ...,
+        slowest_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "number", b"number", "rows", b"rows", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "number", b"number", "rows", b"rows", "sequence", b"sequence", "slowest_s", b"slowest_s", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1654,12 +1678,18 @@ class HeadLoad(_message.Message):
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     LANES_FIELD_NUMBER: _builtins.int
     PREFIXES_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     decoding: _builtins.int
     prefilling: _builtins.int
     free_rows: _builtins.int
     charged_bytes: _builtins.int
     budget_bytes: _builtins.int
     lanes: _builtins.int
+    drafted_tokens: _builtins.int
+    """running totals of the epoch: sent before they were drawn"""
+    accepted_tokens: _builtins.int
+    """of them, those that were drawn then"""
     @_builtins.property
     def prefixes(self) -> Global___PrefixLoad: ...
     def __init__(
@@ -1672,10 +1702,12 @@ class HeadLoad(_message.Message):
         budget_bytes: _builtins.int = ...,
         lanes: _builtins.int = ...,
         prefixes: Global___PrefixLoad | None = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prefixes", b"prefixes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "charged_bytes", b"charged_bytes", "decoding", b"decoding", "free_rows", b"free_rows", "lanes", b"lanes", "prefilling", b"prefilling", "prefixes", b"prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "budget_bytes", b"budget_bytes", "charged_bytes", b"charged_bytes", "decoding", b"decoding", "drafted_tokens", b"drafted_tokens", "free_rows", b"free_rows", "lanes", b"lanes", "prefilling", b"prefilling", "prefixes", b"prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
