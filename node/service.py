@@ -190,7 +190,8 @@ class NodeService:
             case "welcome":
                 self._retry_s = RETRY_FIRST_S
             case "load":
-                self._tasks.start(self._shelf.load(order.load.stage))
+                load = order.load
+                self._tasks.start(self._shelf.load(load.stage, load.instead_of))
             case "unload":
                 self._tasks.start(self._shelf.unload(order.unload.stage))
             case "form":
