@@ -48,6 +48,14 @@ class Address:
         return wire.Endpoint(host=self.host, port=port, kind=self.kind.value)
 
 
+def socket_address(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What sockets bind to; an IPv6 scope becomes its number."""
+    if "%" not in address.host:
+        return address.host, port
+    host, _, interface = address.host.partition("%")
+    return host, port, 0, socket.if_nametoindex(interface)
+
+
 class InterfaceAddress(Protocol):
     """What psutil tells of an address (``psutil._common.snicaddr``)."""
 

@@ -20,7 +20,13 @@ import grpc
 import grpc.aio
 import psutil
 
-from parallax.fabric.addresses import Address, by_kind, host_port, with_own_scopes
+from parallax.fabric.addresses import (
+    Address,
+    by_kind,
+    host_port,
+    socket_address,
+    with_own_scopes,
+)
 from parallax.fabric.errors import (
     BadSetting,
     ClusterError,
@@ -331,7 +337,7 @@ def _bindable(addresses: Sequence[Address], port: int) -> tuple[int, list[Addres
             if address.ipv6:
                 trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
-                trial.bind(_socket_address(address, port))
+                trial.bind(socket_address(address, port))
                 trial.listen(1)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
@@ -353,13 +359,6 @@ def _bindable(addresses: Sequence[Address], port: int) -> tuple[int, list[Addres
             "See 'parallax doctor' for this machine's interfaces",
         )
     return port, usable
-
-
-def _socket_address(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    if "%" not in address.host:
-        return address.host, port
-    host, _, interface = address.host.partition("%")
-    return host, port, 0, socket.if_nametoindex(interface)
 
 
 def _bind_target(address: Address, port: int) -> str:

@@ -8,7 +8,9 @@ memory only for the tokens themselves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -22,14 +24,13 @@ log = logging.getLogger(__name__)
 
 FIRST_PATIENCE = 10  # times as long before an epoch's first step: shaders compile then
 
-# Answers leave a moment after the frames that their return made room for. The MLX thread is then
-# building that frame's graph, and writing at the same time would fight it for the interpreter:
-# measured with one stream on two cores, every step became a fifteenth longer.
-REPORT_DELAY_S = 0.002
-
 
 class Head:
-    """Conductor, clock and streams of one ring's first stage."""
+    """Conductor, clock and streams of one ring's first stage.
+
+    Frames return on a data connection's thread, everything else happens on the event loop:
+    whoever touches the conductor or the report holds the lock.
+    """
 
     def __init__(self, form: wire.FormRing, limits: Limits) -> None:
         self._epoch = form.epoch
@@ -39,6 +40,8 @@ class Head:
         self._conductor = Conductor(form.epoch, form.shape, len(form.stages), list(form.costs))
         self._member: RingMember | None = None
         self._report = wire.HeadReport(epoch=form.epoch)
+        self._lock = threading.RLock()
+        self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._streams = 0
         self._orphan_since = time.monotonic()
@@ -56,19 +59,30 @@ class Head:
             await asyncio.gather(self._clock, return_exceptions=True)
         self._news.set()
 
-    def returned(self, frame: wire.Frame) -> None:
-        """Takes a frame that came back from the last stage."""
-        if self._member is not None and self._member.carry_bytes_per_token:
-            self._conductor.carry_bytes_per_token = self._member.carry_bytes_per_token
-        try:
-            out = self._conductor.returned(frame, time.monotonic())
-        except (KeyError, ValueError):
-            self._end(FrameRefused(f"Frame {frame.number} came back unasked", epoch=self._epoch))
-            return
-        except Exception as error:
-            self._defect(error)
-            return
-        self._carry_out(out)
+    def returned(self, frame: wire.Frame) -> bool:
+        """Takes a frame that came back from the last stage. Any thread may call it.
+
+        Returns:
+            Whether :meth:`report` is to follow within a moment.
+        """
+        with self._lock:
+            if self._member is not None and self._member.carry_bytes_per_token:
+                self._conductor.carry_bytes_per_token = self._member.carry_bytes_per_token
+            try:
+                out = self._conductor.returned(frame, time.monotonic())
+            except (KeyError, ValueError):
+                what = f"Frame {frame.number} came back unasked"
+                self._end(FrameRefused(what, epoch=self._epoch))
+                return False
+            except Exception as error:
+                self._defect(error)
+                return False
+            return self._carry_out(out)
+
+    def report(self) -> None:
+        """Lets what :meth:`returned` brought leave for the scheduler. Any thread may call it."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def serve(self, orders: AsyncIterator[wire.HeadOrder]) -> AsyncGenerator[wire.HeadReport]:
         """One stream of the scheduler: its orders in, this ring's answers out."""
@@ -80,8 +94,9 @@ class Head:
             while not intake.done() and self._member is not None and not self._member.ended:
                 await self._news.wait()
                 self._news.clear()
-                report, self._report = self._report, wire.HeadReport(epoch=self._epoch)
-                report.load.CopyFrom(self._conductor.load())
+                with self._lock:
+                    report, self._report = self._report, wire.HeadReport(epoch=self._epoch)
+                    report.load.CopyFrom(self._conductor.load())
                 yield report
         finally:
             self._streams -= 1
@@ -99,10 +114,15 @@ class Head:
             async for order in orders:
                 if order.epoch != self._epoch:
                     continue
-                if order.HasField("submit"):
-                    self._carry_out(self._conductor.submit(order.submit))
-                elif order.HasField("cancel"):
-                    self._carry_out(self._conductor.cancel(order.cancel))
+                with self._lock:
+                    if order.HasField("submit"):
+                        waits = self._carry_out(self._conductor.submit(order.submit))
+                    elif order.HasField("cancel"):
+                        waits = self._carry_out(self._conductor.cancel(order.cancel))
+                    else:
+                        waits = False
+                if waits:
+                    self._news.set()
         except Exception as error:
             self._defect(error)
 
@@ -110,7 +130,8 @@ class Head:
         try:
             while True:
                 await asyncio.sleep(self._limits.beat_s)
-                self._tick(time.monotonic())
+                with self._lock:
+                    self._tick(time.monotonic())
         except Exception as error:
             self._defect(error)
 
@@ -134,21 +155,26 @@ class Head:
         self._carry_out(self._conductor.beat(now))
         self._news.set()
 
-    def _carry_out(self, out: Output) -> None:
+    def _carry_out(self, out: Output) -> bool:
+        """Sends frames, and keeps answers for the report; True when the report can wait for them.
+
+        It waits a moment when frames left as well: building their graphs needs the interpreter.
+        """
         if self._member is None or self._member.ended:
-            return
+            return False
         try:
             for frame in out.frames:
                 self._member.process(frame)
         except ParallaxError as error:
             self._end(error)
-        if out.tokens or out.ends:
-            self._report.tokens.extend(out.tokens)
-            self._report.ends.extend(out.ends)
-            if out.frames:
-                asyncio.get_running_loop().call_later(REPORT_DELAY_S, self._news.set)
-            else:
-                self._news.set()
+        if not out.tokens and not out.ends:
+            return False
+        self._report.tokens.extend(out.tokens)
+        self._report.ends.extend(out.ends)
+        if out.frames:
+            return True
+        self.report()
+        return False
 
     def _defect(self, error: Exception) -> None:
         """Nobody awaits what fails here: it is logged, and the epoch is over."""
@@ -158,4 +184,4 @@ class Head:
     def _end(self, error: ParallaxError) -> None:
         if self._member is not None:
             self._member.end(error)
-        self._news.set()
+        self.report()

@@ -1,22 +1,28 @@
 """This node's place in one ring of one epoch: frames in, compute, frames on.
 
-The hot path is :meth:`RingMember._run`, on the MLX thread: receive, command,
-forward, send. Any error in it, or a broken neighbour stream, ends the epoch.
+The hot path is :meth:`RingMember._run`, on the MLX thread: command, forward, send. Frames come
+in on the thread of the data connection from the stage before, or, where that cannot be reached,
+on the event loop from its gRPC stream. Any error in it, or a broken neighbour stream, ends the
+epoch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from parallax.fabric.channels import open_channel
+from parallax.fabric.data_channel import DataListener, DataSender, Receiver, Ticket, connect
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
+from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -24,6 +30,11 @@ from parallax.proto import wire_pb2_grpc as rpc
 log = logging.getLogger(__name__)
 
 Broken = Callable[[int, ParallaxError], None]
+
+# Answers leave a moment after the frames that their return made room for. The MLX thread is then
+# building that frame's graph, and writing at the same time would fight it for the interpreter:
+# measured with one stream on two cores, every step became a fifteenth longer.
+PAUSE_S = 0.002
 
 _STREAM_ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
 
@@ -43,6 +54,16 @@ class FrameRunner(Protocol):
     def cache_bytes(self) -> int: ...
 
 
+class Returns(Protocol):
+    """What takes the frames that come back to the head: ``node/head.py``. Any thread calls it."""
+
+    def returned(self, frame: wire.Frame) -> bool:
+        """True when :meth:`report` is to follow within a moment."""
+        ...
+
+    def report(self) -> None: ...
+
+
 class RingMember:
     """One stage's seat in a ring.
 
@@ -51,7 +72,8 @@ class RingMember:
         runner: runs frames; touched on the MLX thread only.
         compute: the MLX thread.
         broken: told once, on the event loop, when the epoch cannot go on.
-        returned: on the head, takes the frames that come back from the last stage.
+        returns: on the head, takes the frames that come back from the last stage.
+        data: where the stage before may connect; without it, frames come through gRPC.
     """
 
     def __init__(
@@ -62,7 +84,8 @@ class RingMember:
         limits: Limits,
         *,
         broken: Broken,
-        returned: Callable[[wire.Frame], None] | None,
+        returns: Returns | None,
+        data: DataListener | None = None,
     ) -> None:
         self.epoch = form.epoch
         self.index = form.index
@@ -72,7 +95,10 @@ class RingMember:
         self._compute = compute
         self._limits = limits
         self._broken = broken
-        self._returned = returned
+        self._returns = returns
+        self._data = data
+        self._ticket: Ticket | None = None
+        self._sender: DataSender | None = None
         self._outbox: asyncio.Queue[tuple[float, wire.Frame]] = asyncio.Queue(
             maxsize=2 * form.shape.window_frames + 8
         )
@@ -80,6 +106,7 @@ class RingMember:
         self._outbound: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
         self._ended = False
+        self._ending = threading.Lock()
         self._expected = 0
         self._inbox_limit = 2 * form.shape.window_frames + 8
         self.health = wire.StageHealth(epoch=form.epoch, stage=form.index)
@@ -129,10 +156,28 @@ class RingMember:
                 why,
                 peer=place.node_id,
             )
+        await self._connect_data(endpoint, reply)
         self._outbound = asyncio.create_task(self._send(call, place.node_id))
 
-    async def accept(self, opening: wire.FlowOpen) -> None:
-        """Checks the stream that the stage before opens.
+    async def _connect_data(self, endpoint: wire.Endpoint, reply: wire.FlowReply) -> None:
+        """The short way for frames, if the next stage offers one."""
+        if not reply.data_port:
+            return
+        host, port, ticket = endpoint.host, reply.data_port, reply.data_ticket
+        try:
+            connection = await in_thread(lambda: connect(host, port, ticket, self._limits))
+        except OSError as error:
+            log.warning(
+                "frames of ring %d go through gRPC, which is slower: port %d of %s: %s",
+                *(self.epoch, port, host, error),
+            )
+            return
+        self._sender = DataSender(connection, self.end)
+        if self._ended:
+            self._sender.close()
+
+    async def accept(self, opening: wire.FlowOpen) -> wire.FlowReply:
+        """Checks the stream that the stage before opens, and answers it.
 
         Raises:
             FrameRefused: it is not from the stage before this one.
@@ -144,11 +189,22 @@ class RingMember:
                 f"not from {opening.from_stage}",
                 epoch=opening.epoch,
             )
+        reply = wire.FlowReply(epoch=self.epoch)
+        if self._data is not None and self._ticket is None:
+            report = self._returns.report if self._returns is not None else lambda: None
+            receiver = Receiver(self._received, report, self._data_ended, PAUSE_S)
+            self._ticket = self._data.expect(receiver)
+            reply.data_port, reply.data_ticket = self._ticket.port, self._ticket.secret
         self._inbound.set()
+        return reply
 
     async def leave(self) -> None:
         """Ends this node's part: streams closed, caches freed. Weights stay."""
         self._ended = True
+        if self._ticket is not None:
+            self._ticket.close()
+        if self._sender is not None:
+            self._sender.close()
         if self._outbound is not None:
             self._outbound.cancel()
             await asyncio.gather(self._outbound, return_exceptions=True)
@@ -156,10 +212,12 @@ class RingMember:
             await self._channel.close()
 
     def end(self, error: ParallaxError) -> None:
-        """Ends the epoch with an error, once."""
-        if not self._ended:
+        """Ends the epoch with an error, once. Any thread may call it."""
+        with self._ending:
+            if self._ended:
+                return
             self._ended = True
-            self._broken(self.epoch, error)
+        self._compute.tell(self._broken, self.epoch, error)
 
     @property
     def ended(self) -> bool:
@@ -173,21 +231,36 @@ class RingMember:
         async for frame in assemble(pieces, self._limits.frame_bytes):
             if self._ended:
                 return
-            if frame.epoch != self.epoch or frame.number != self._expected:
-                raise FrameRefused(
-                    f"Frame {frame.number} of epoch {frame.epoch} does not follow "
-                    f"frame {self._expected - 1} of epoch {self.epoch}",
-                    epoch=frame.epoch,
-                    number=frame.number,
-                )
-            self._expected += 1
-            if self._returned is not None:
-                self._returned(frame)
-            else:
-                self.process(frame)
+            if self._take(frame) and self._returns is not None:
+                asyncio.get_running_loop().call_later(PAUSE_S, self._returns.report)
+
+    def _received(self, message: bytes) -> bool:
+        """A frame came over the data connection, on whose thread this runs."""
+        try:
+            frame = wire.Frame.FromString(message)
+        except DecodeError:
+            raise FrameRefused("What came is no frame", epoch=self.epoch) from None
+        return not self._ended and self._take(frame)
+
+    def _data_ended(self, error: ParallaxError | None) -> None:
+        self.end(error or LinkBroken(f"The data connection to stage {self.index} ended"))
+
+    def _take(self, frame: wire.Frame) -> bool:
+        if frame.epoch != self.epoch or frame.number != self._expected:
+            raise FrameRefused(
+                f"Frame {frame.number} of epoch {frame.epoch} does not follow "
+                f"frame {self._expected - 1} of epoch {self.epoch}",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
+        self._expected += 1
+        if self._returns is not None:
+            return self._returns.returned(frame)
+        self.process(frame)
+        return False
 
     def process(self, frame: wire.Frame) -> None:
-        """Queues a frame for this stage's layers.
+        """Queues a frame for this stage's layers. Any thread may call it.
 
         Raises:
             FrameRefused: more frames wait than the ring's window allows.
@@ -203,42 +276,52 @@ class RingMember:
         try:
             result = self._runner.run(frame)
         except ParallaxError as error:
-            self._compute.tell(self.end, error)
+            self.end(error)
             return
         except Exception as error:
             log.exception("stage %d failed in frame %d", self.index, frame.number)
-            self._compute.tell(
-                self.end,
-                InternalError(f"Stage {self.index} failed: {type(error).__name__}: {error}"),
-            )
+            self.end(InternalError(f"Stage {self.index} failed: {type(error).__name__}: {error}"))
             return
         end = time.perf_counter()
-        self._compute.tell(self._forward, result, end)
+        if self._sender is not None:
+            self._sender.send(result.SerializeToString(), lambda: self._hopped(end))
+        elif self.count > 1:
+            self._compute.tell(self._queue, result, end)
+        elif self._returns is not None and self._returns.returned(result):
+            self._compute.tell(self._report_soon)
         self._count(frame, result, end - begin)
 
-    def _forward(self, frame: wire.Frame, computed_at: float) -> None:
+    def _hopped(self, computed_at: float) -> None:
+        self.health.hops += 1
+        self.health.hop_s += time.perf_counter() - computed_at
+
+    def _report_soon(self) -> None:
+        if self._returns is not None:
+            asyncio.get_running_loop().call_later(PAUSE_S, self._returns.report)
+
+    def _queue(self, frame: wire.Frame, computed_at: float) -> None:
         if self._ended:
             return
-        if self.count > 1:
-            try:
-                self._outbox.put_nowait((computed_at, frame))
-            except asyncio.QueueFull:
-                self.end(FrameRefused(f"The outbox of stage {self.index} is full"))
-        elif self._returned is not None:
-            self._returned(frame)
+        try:
+            self._outbox.put_nowait((computed_at, frame))
+        except asyncio.QueueFull:
+            self.end(FrameRefused(f"The outbox of stage {self.index} is full"))
 
     async def _send(
         self,
         call: grpc.aio.StreamStreamCall[wire.FramePiece, wire.FlowReply],
         peer: str,
     ) -> None:
+        """Frames through gRPC, if there is no data connection; the stream's end in any case."""
         try:
+            if self._sender is not None:
+                reply = await call.read()
+                raise asyncio.InvalidStateError(f"the next stage ended it ({reply!r:.60})")
             while True:
                 computed_at, frame = await self._outbox.get()
                 for piece in split(frame, self._limits.piece_bytes):
                     await call.write(piece)
-                self.health.hops += 1
-                self.health.hop_s += time.perf_counter() - computed_at
+                self._hopped(computed_at)
         except _STREAM_ERRORS as error:
             self.end(
                 LinkBroken(

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import grpc.aio
 
+from parallax.fabric.data_channel import DataListener
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
@@ -45,13 +46,20 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
     """All rings this node is part of, by epoch."""
 
     def __init__(
-        self, node_id: str, compute: Compute, shelf: Shelf, limits: Limits, tell: Tell
+        self,
+        node_id: str,
+        compute: Compute,
+        shelf: Shelf,
+        limits: Limits,
+        tell: Tell,
+        data: DataListener | None = None,
     ) -> None:
         self._node_id = node_id
         self._compute = compute
         self._shelf = shelf
         self._limits = limits
         self._tell = tell
+        self._data = data
         self._seats: dict[int, Seat] = {}
         self._tasks = Tasks()
         self._forming: dict[int, asyncio.Task[None]] = {}
@@ -137,7 +145,8 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             self._compute,
             self._limits,
             broken=self._broken,
-            returned=head.returned if head is not None else None,
+            returns=head,
+            data=self._data,
         )
         seat = Seat(member, runner, head)
         async with self._formed:
@@ -181,8 +190,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             )
         member = seat.member
         try:
-            await member.accept(first.open)
-            yield wire.FlowReply(epoch=member.epoch)
+            yield await member.accept(first.open)
             await member.receive(request_iterator)
         except ParallaxError as error:
             member.end(error)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc.aio
 
-from parallax.fabric.addresses import host_port, listening_addresses
+from parallax.fabric.addresses import Address, host_port, listening_addresses
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
 from parallax.fabric.claim import claim
+from parallax.fabric.data_channel import DataListener
 from parallax.fabric.discovery import find_scheduler
 from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
 from parallax.fabric.identity import load_identity
+from parallax.fabric.limits import Limits
 from parallax.fabric.settings import NodeSettings
 from parallax.fabric.tasks import Tasks
 from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
@@ -70,10 +72,16 @@ class NodeService:
             )
         )
         self._shelf = Shelf(self._compute, settings.state_dir, facts.budget_bytes, self._tell)
-        self._seats = Seats(
-            identity.peer_id, self._compute, self._shelf, self._limits, self._attendance.tell
-        )
         addresses = listening_addresses(loopback_only=settings.loopback_only)
+        data = _data_listener(addresses, self._limits)
+        self._seats = Seats(
+            identity.peer_id,
+            self._compute,
+            self._shelf,
+            self._limits,
+            self._attendance.tell,
+            data,
+        )
         server, port = await listen(
             addresses,
             settings.grpc_port,
@@ -102,6 +110,8 @@ class NodeService:
             await self._attend(hello)
         finally:
             await self._seats.leave_all()
+            if data is not None:
+                data.close()
             await self._tasks.stop()
             await stop_listening(server)
             self._compute.stop(self._limits.connect_s)
@@ -210,6 +220,15 @@ class NodeService:
             report = await measure(peer, self._limits)
             if report is not None:
                 self._attendance.tell(wire.NodeReport(link=report))
+
+
+def _data_listener(addresses: Sequence[Address], limits: Limits) -> DataListener | None:
+    """None where nothing can be listened on, which the gRPC listener then says better."""
+    try:
+        return DataListener(addresses, limits)
+    except OSError as error:
+        log.warning("no data connections here, frames come through gRPC: %s", error)
+        return None
 
 
 async def serve_node(

@@ -1,0 +1,207 @@
+"""Data connections on real sockets of this machine's loopback."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+
+from parallax.fabric.addresses import Address, Kind
+from parallax.fabric.data_channel import (
+    TICKET_BYTES,
+    DataListener,
+    DataSender,
+    Receiver,
+    connect,
+)
+from parallax.fabric.errors import FrameRefused, LinkBroken, ParallaxError
+from parallax.fabric.limits import Limits
+
+HOST = "127.0.0.1"
+LIMITS = Limits(connect_s=1.0, piece_bytes=1 << 10, message_bytes=4 << 10, frame_bytes=32 << 20)
+WAIT_S = 30.0
+
+
+@dataclass
+class Taken:
+    """What a receiver was told."""
+
+    messages: queue.Queue[bytes] = field(default_factory=queue.Queue)
+    ends: queue.Queue[ParallaxError | None] = field(default_factory=queue.Queue)
+    pauses: queue.Queue[int] = field(default_factory=queue.Queue)
+    owes_pause: bool = False
+    held: threading.Event = field(default_factory=threading.Event)  # until set, nothing is taken
+
+    def __post_init__(self) -> None:
+        self.held.set()
+
+    def message(self, data: bytes) -> bool:
+        self.held.wait(WAIT_S)
+        self.messages.put(data)
+        return self.owes_pause
+
+    def pause(self) -> None:
+        self.pauses.put(self.messages.qsize())
+
+    def receiver(self) -> Receiver:
+        return Receiver(self.message, self.pause, self.ends.put, 0.01)
+
+    def next(self) -> bytes:
+        return self.messages.get(timeout=WAIT_S)
+
+    def end(self) -> ParallaxError | None:
+        return self.ends.get(timeout=WAIT_S)
+
+
+@contextmanager
+def listening() -> Iterator[DataListener]:
+    listener = DataListener([Address(HOST, "lo", Kind.LOOPBACK)], LIMITS)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+@contextmanager
+def sending(
+    listener: DataListener, secret: bytes
+) -> Iterator[tuple[DataSender, queue.Queue[LinkBroken]]]:
+    broken: queue.Queue[LinkBroken] = queue.Queue()
+    sender = DataSender(connect(HOST, listener.port, secret, LIMITS), broken.put)
+    try:
+        yield sender, broken
+    finally:
+        sender.close()
+
+
+def nothing() -> None:
+    """Nobody wants to know that a message has left."""
+
+
+def test_messages_of_every_size_arrive_whole_and_in_order() -> None:
+    taken = Taken()
+    sizes = [0, 1, 3, 4, 5, 8192, 255 << 10, 256 << 10, 257 << 10, 5 << 20, 7]
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with sending(listener, ticket.secret) as (sender, _):
+            for number, size in enumerate(sizes):
+                sender.send(bytes([number]) * size, nothing)
+            for number, size in enumerate(sizes):
+                assert taken.next() == bytes([number]) * size
+        assert taken.end() is None
+
+
+def test_a_receiver_that_is_busy_holds_up_no_sender() -> None:
+    taken = Taken()
+    taken.held.clear()
+    left: queue.Queue[int] = queue.Queue()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with sending(listener, ticket.secret) as (sender, _):
+            for number in range(20):  # far more than the kernel keeps for a reader that reads not
+                sender.send(bytes([number]) * (1 << 20), partial(left.put, number))
+            assert left.qsize() < 20
+            taken.held.set()
+            for number in range(20):
+                assert taken.next() == bytes([number]) * (1 << 20)
+                assert left.get(timeout=WAIT_S) == number
+
+
+def test_a_ticket_is_good_for_one_connection() -> None:
+    with listening() as listener:
+        ticket = listener.expect(Taken().receiver())
+        first = connect(HOST, listener.port, ticket.secret, LIMITS)
+        with first, pytest.raises(ConnectionError):
+            connect(HOST, listener.port, ticket.secret, LIMITS)
+
+
+def test_strangers_are_refused_and_hold_up_nobody() -> None:
+    taken = Taken()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with socket.create_connection((HOST, listener.port)):  # shows nothing
+            with pytest.raises(ConnectionError):
+                connect(HOST, listener.port, bytes(TICKET_BYTES), LIMITS)
+            with sending(listener, ticket.secret) as (sender, _):
+                sender.send(b"hello", nothing)
+                assert taken.next() == b"hello"
+
+
+def test_a_closed_ticket_is_good_for_nothing() -> None:
+    with listening() as listener:
+        ticket = listener.expect(Taken().receiver())
+        ticket.close()
+        with pytest.raises(ConnectionError):
+            connect(HOST, listener.port, ticket.secret, LIMITS)
+
+
+def test_closing_the_ticket_ends_the_connection_on_both_sides() -> None:
+    taken = Taken()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with sending(listener, ticket.secret) as (sender, broken):
+            sender.send(b"one", nothing)
+            assert taken.next() == b"one"
+            ticket.close()
+            assert taken.end() is None
+            while broken.empty():
+                sender.send(bytes(1 << 20), nothing)
+            assert "Sending broke" in broken.get_nowait().sentence
+            assert broken.empty()
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
+    taken = Taken()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with connect(HOST, listener.port, ticket.secret, LIMITS) as connection:
+            connection.sendall(struct.pack("<I", LIMITS.frame_bytes + 1))
+            assert isinstance(taken.end(), FrameRefused)
+
+
+def test_an_end_in_the_middle_of_a_message_is_an_error() -> None:
+    taken = Taken()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with connect(HOST, listener.port, ticket.secret, LIMITS) as connection:
+            connection.sendall(struct.pack("<I", 10) + b"half")
+        assert isinstance(taken.end(), FrameRefused)
+
+
+def test_a_receiver_that_refuses_a_message_ends_the_connection_with_its_error() -> None:
+    taken = Taken()
+
+    def refuse(data: bytes) -> bool:
+        raise FrameRefused("no")
+
+    with listening() as listener:
+        ticket = listener.expect(Receiver(refuse, taken.pause, taken.ends.put, 0.01))
+        with sending(listener, ticket.secret) as (sender, _):
+            sender.send(b"one", nothing)
+            assert isinstance(taken.end(), FrameRefused)
+
+
+def test_a_pause_is_told_after_a_message_that_owes_one_and_not_after_others() -> None:
+    taken = Taken()
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with sending(listener, ticket.secret) as (sender, _):
+            sender.send(b"quiet", nothing)
+            assert taken.next() == b"quiet"
+            taken.owes_pause = True
+            sender.send(b"one", nothing)
+            assert taken.next() == b"one"
+            taken.pauses.get(timeout=WAIT_S)
+            assert taken.pauses.empty()
+
+
+def test_a_listener_without_an_address_says_so() -> None:
+    with pytest.raises(OSError, match="assign"):
+        DataListener([Address("203.0.113.1", "none", Kind.OTHER)], LIMITS)
