@@ -44,6 +44,7 @@ class Lanes:
         self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[int, int] = {}
         self._tokens: dict[int, int] = {}  # in the caches of each sequence
+        self._missing: dict[int, int] = {}  # of them, those that were passed by
         self._kept: dict[int, _Kept] = {}
         self._changed: list[Caches] = []
 
@@ -69,6 +70,11 @@ class Lanes:
             self._tokens[sequence] += tokens
         return found
 
+    def pass_by(self, lane: int, tokens: int) -> None:
+        """Counts ``tokens`` of a lane's only row without computing them: a trim will follow."""
+        (sequence,) = self.decode(lane, 1, tokens).rows
+        self._missing[sequence] = self._missing.get(sequence, 0) + tokens
+
     def changed(self) -> list[Caches]:
         """Caches that commands have touched since this was last asked: still to be evaluated."""
         changed, self._changed = self._changed, []
@@ -86,6 +92,8 @@ class Lanes:
             self._tokens[sequence] = 0
         self._lane_of[sequence] = lane
         joined = self._lanes.get(lane)
+        if joined is not None and joined.rows[0] in self._missing:
+            raise _refused(f"sequence {joined.rows[0]} has not been trimmed")
         if joined is None:
             self._lanes[lane] = Lane([sequence], caches)
             return
@@ -106,6 +114,7 @@ class Lanes:
         if sequence not in self._tokens:
             raise _refused(f"there is no sequence {sequence}")
         del self._tokens[sequence]
+        self._missing.pop(sequence, None)
         if self._alone.pop(sequence, None) is not None:
             return
         number = self._lane_of.pop(sequence)
@@ -131,12 +140,16 @@ class Lanes:
             raise _refused(f"there is no sequence {sequence}")
         if tokens > held:
             raise _refused(f"sequence {sequence} has {held} tokens, not {tokens}")
+        computed = held - self._missing.get(sequence, 0)
+        if tokens > computed:
+            raise _refused(f"sequence {sequence} has {computed} tokens computed, not {tokens}")
+        self._missing.pop(sequence, None)
         if sequence in self._alone:
-            _shorten(self._alone[sequence], held - tokens)
+            _shorten(self._alone[sequence], computed - tokens)
         else:
             lane = self._lanes[self._lane_of[sequence]]
             if not lane.merged:
-                _shorten(lane.caches, held - tokens)
+                _shorten(lane.caches, computed - tokens)
             elif tokens < held:
                 rows = [self._extract(lane, s, row) for row, s in enumerate(lane.rows)]
                 _shorten(rows[lane.rows.index(sequence)], held - tokens)
@@ -152,6 +165,8 @@ class Lanes:
         tokens = self._tokens.get(sequence)
         if tokens is None:
             raise _refused(f"there is no sequence {sequence}")
+        if sequence in self._missing:
+            raise _refused(f"sequence {sequence} has not been trimmed")
         if sequence in self._alone:
             caches = copy.deepcopy(self._alone[sequence])
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -10,7 +12,7 @@ from parallax.fabric.errors import FrameRefused
 from parallax.node import arrays
 from parallax.node.lanes import Lanes
 from parallax.node.mlx_lm_seam import Caches
-from parallax.node.sampler import TokenChooser, choose_rows
+from parallax.node.sampler import TokenChooser, choose_block, choose_rows
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
 
@@ -35,12 +37,16 @@ class Runner:
         self._next_number = 0
         self._lanes = Lanes(stage)
         self._choosers: dict[int, TokenChooser] = {}
+        # The draw after each sequence's last token; None: a draft in its caches was not drawn.
+        self._drawn: dict[int, int | None] = {}
 
     def run(self, frame: wire.Frame) -> wire.Frame:
         """Runs a frame's commands, then its tokens, and returns the frame to pass on.
 
         From the last stage that is the frame for the head: of a DECODE frame the sampled tokens,
-        one per row, of any other an empty acknowledgement.
+        one per row, of any other an empty acknowledgement. A lone row may have several tokens: all
+        but the first, and in a frame sent ``ahead`` the first too, are then drafts. The draws after
+        each of them come back; frames ahead are passed by when a draft before them was wrong.
 
         Raises:
             FrameRefused: the frame does not follow the one before, or makes no sense here.
@@ -89,21 +95,58 @@ class Runner:
     # ------------------------------------------------------------------ frames
 
     def _decode(self, frame: wire.Frame) -> wire.Frame:
+        begin = time.perf_counter()
         length = self._length(frame)
+        if length > 1 and frame.rows > 1:
+            raise FrameRefused(
+                f"Drafts are for lanes of one row, not {frame.rows}",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
+        if self._last and self._is_wrong(frame):
+            self._lanes.pass_by(frame.lane, length)
+            _settle([], self._lanes.changed())
+            return self._pass_on(frame)
         lane = self._lanes.decode(frame.lane, frame.rows, length)
         output = self._forward(frame, length, lane.caches, head=True)
         if not self._last:
             _settle([output], [lane.caches, *self._lanes.changed()])
-            return self._pass_on(frame, output)
-        choosers = [self._choosers[sequence] for sequence in lane.rows]
-        sampled = choose_rows(output[:, -1], choosers)
-        _settle([sampled], [lane.caches, *self._lanes.changed()])
-        tokens = cast(list[int], sampled.tolist())
-        for chooser, token in zip(choosers, tokens, strict=True):
+            passed = self._pass_on(frame, output)
+        else:
+            choosers = [self._choosers[sequence] for sequence in lane.rows]
+            if length > 1:
+                sampled = choose_block(output[0], choosers[0], frame.tokens[1:])
+            else:
+                sampled = choose_rows(output[:, -1], choosers)
+            _settle([sampled], [lane.caches, *self._lanes.changed()])
+            tokens = cast(list[int], sampled.tolist())
+            if length > 1:
+                self._take_block(lane.rows[0], tokens, frame.tokens[1:])
+            else:
+                for sequence, chooser, token in zip(lane.rows, choosers, tokens, strict=True):
+                    chooser.advance(token)
+                    self._drawn[sequence] = token
+            passed = self._pass_on(frame)
+            passed.tokens.extend(tokens)
+        passed.slowest_s = max(frame.slowest_s, time.perf_counter() - begin)
+        return passed
+
+    def _is_wrong(self, frame: wire.Frame) -> bool:
+        """Whether a draft before this frame's draws, in it or not, was not what was drawn."""
+        if not frame.ahead:
+            return False
+        rows = self._lanes.rows_of(frame.lane)
+        return len(rows) != 1 or self._drawn.get(rows[0]) != frame.tokens[0]
+
+    def _take_block(self, sequence: int, tokens: list[int], drafts: Sequence[int]) -> None:
+        """The history goes on with what was drawn, up to the first draft that was not."""
+        chooser = self._choosers[sequence]
+        self._drawn[sequence] = tokens[-1]
+        for place, token in enumerate(tokens):
             chooser.advance(token)
-        reply = self._pass_on(frame)
-        reply.tokens.extend(tokens)
-        return reply
+            if place < len(drafts) and drafts[place] != token:
+                self._drawn[sequence] = None
+                return
 
     def _prefill(self, frame: wire.Frame) -> wire.Frame:
         length = self._length(frame)
@@ -172,8 +215,10 @@ class Runner:
             case "drop":
                 lanes.drop(command.drop.sequence)
                 self._choosers.pop(command.drop.sequence, None)
+                self._drawn.pop(command.drop.sequence, None)
             case "trim":
                 lanes.trim(command.trim.sequence, command.trim.tokens)
+                self._drawn.pop(command.trim.sequence, None)
             case "fork":
                 fork = command.fork
                 lanes.fork(fork.handle, fork.sequence, fork.tokens)

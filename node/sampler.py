@@ -90,6 +90,23 @@ class TokenChooser:
         noise = mx.random.gumbel(logprobs.shape, key=key)
         return mx.argmax(logprobs * (1 / self._temperature) + noise)
 
+    def choose_block(self, logits: mx.array, drafts: Sequence[int]) -> mx.array:
+        """The next token, and the one after each of ``drafts``, lazily, shape [1 + drafts].
+
+        Each is what :meth:`choose` gives once those before it have been taken. The chooser itself
+        stays where it is.
+
+        Args:
+            logits: [1 + drafts, vocabulary].
+        """
+        chosen = [self.choose(logits[0])]
+        position, in_answer = self._position, self._in_answer
+        for place, draft in enumerate(drafts, 1):
+            self.advance(draft)
+            chosen.append(self.choose(logits[place]))
+        self._position, self._in_answer = position, in_answer
+        return mx.stack(chosen)
+
     def advance(self, token: int) -> None:
         """Takes ``token`` as the answer's next."""
         self._position += 1
@@ -143,6 +160,13 @@ def choose_rows(logits: mx.array, choosers: Sequence[TokenChooser]) -> mx.array:
     if all(chooser.is_plain for chooser in choosers):
         return mx.argmax(logits, axis=-1)
     return mx.stack([chooser.choose(logits[row]) for row, chooser in enumerate(choosers)])
+
+
+def choose_block(logits: mx.array, chooser: TokenChooser, drafts: Sequence[int]) -> mx.array:
+    """One sequence's next token and those after ``drafts``: logits [1 + drafts, vocabulary]."""
+    if chooser.is_plain:
+        return mx.argmax(logits, axis=-1)
+    return chooser.choose_block(logits, drafts)
 
 
 def top_p(logprobs: mx.array, mass: float) -> mx.array:

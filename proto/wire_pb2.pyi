@@ -1426,7 +1426,7 @@ class Frame(_message.Message):
     """One step through the ring. `tokens` is rows x length, row-major. On the way
     back from the last stage to the head a DECODE frame holds the sampled tokens,
     one per row, in the lane's row order, and no carry; for several tokens of one
-    row one after each, or none when what came before them was not drawn.
+    row one after each, or none when the draft before them was not what was drawn.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1441,6 +1441,7 @@ class Frame(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     CARRY_FIELD_NUMBER: _builtins.int
     SLOWEST_S_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     number: _builtins.int
     kind: Global___FrameKind.ValueType
@@ -1453,6 +1454,8 @@ class Frame(_message.Message):
     """msgpack tensor tree (fabric/tensors.py)"""
     slowest_s: _builtins.float
     """DECODE: the longest that a stage so far has computed it"""
+    ahead: _builtins.bool
+    """DECODE: its first token is a draft too"""
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]: ...
     @_builtins.property
@@ -1470,10 +1473,11 @@ class Frame(_message.Message):
         rows: _builtins.int = ...,
         carry: _builtins.bytes = ...,
         slowest_s: _builtins.float = ...,
+        ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "number", b"number", "rows", b"rows", "sequence", b"sequence", "slowest_s", b"slowest_s", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "number", b"number", "rows", b"rows", "sequence", b"sequence", "slowest_s", b"slowest_s", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ import pytest
 from parallax.node import mlx_lm_seam as seam
 from parallax.node import runner as runner_module
 from parallax.node.runner import Runner
+from parallax.node.sampler import choose_block, choose_rows
 from parallax.node.stage import Stage
 from parallax.node.weights import load_stage
 from parallax.proto import wire_pb2 as wire
@@ -75,14 +76,24 @@ class Ring:
         count = len(stages)
         self.runners = [Runner(s, epoch=7, index=i, count=count) for i, s in enumerate(stages)]
         self.logits: mx.array = mx.array(0)
+        self.block_logits: mx.array = mx.array(0)  # of a lone row's last block, one for each token
         self.number = 0
-        choose_rows = runner_module.choose_rows
+        self.record(monkeypatch)
+
+    def record(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on logits are this ring's."""
 
         def recording(logits: mx.array, choosers: Any) -> mx.array:
             self.logits = logits
             return choose_rows(logits, choosers)
 
+        def recording_block(logits: mx.array, chooser: Any, drafts: Sequence[int]) -> mx.array:
+            self.block_logits = logits
+            self.logits = logits[-1:]
+            return choose_block(logits, chooser, drafts)
+
         monkeypatch.setattr(runner_module, "choose_rows", recording)
+        monkeypatch.setattr(runner_module, "choose_block", recording_block)
 
     def send(self, **fields: Any) -> wire.Frame:
         """One frame through every runner, as bytes between them."""
