@@ -62,7 +62,11 @@ class Stage:
         }
         owned = [fresh[slot] for slot in self._slots.owned]
         self.can_batch = all(seam.can_merge(cache) for cache in owned)
-        self.can_trim = all(part.is_trimmable() for c in owned for part in seam.parts(c))
+        parts = [part for cache in owned for part in seam.parts(cache)]
+        self.can_trim = all(part.is_trimmable() for part in parts)
+        self.can_fork = True
+        # Sums over a window that has wrapped run in the order of its ring, not in a prefill's.
+        self.keeps_answers = self.can_trim and not any(map(seam.window_tokens, parts))
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -132,6 +136,9 @@ class Stage:
             else:
                 cost.bytes_per_token += per_token
                 cost.fixed_bytes += max(0, at_short - _GROWTH_TOKENS * per_token)
+        windows = [window for window, _ in short if window]
+        cost.forks, cost.answers = self.can_fork, self.keeps_answers
+        cost.trim_tokens = min(windows, default=(1 << 32) - 1) if self.can_trim else 0
         return cost
 
     def close(self) -> None:

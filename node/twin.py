@@ -36,7 +36,7 @@ from parallax.node.stage import Stage
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of verdicts on disk; another number makes them be found out anew
+_FORMAT = 2  # of verdicts on disk; another number makes them be found out anew
 _MOST_PARAMETERS = 30_000_000
 _TEXT = 40  # tokens; several times the twin's window
 _ROUNDING = (
@@ -51,6 +51,8 @@ class Verdict:
     works: bool
     batches: bool = False
     trims: bool = False
+    forks: bool = False
+    answers: bool = False
     why: str = ""  # what went wrong, in words
     working_cuts: tuple[int, ...] = ()  # told with a refusal
 
@@ -186,6 +188,8 @@ def _judge(config: Config, first: int, end: int) -> Verdict:
             True,
             batches=all(stage.can_batch for stage in stages) and _agrees(_batch, twin, stages),
             trims=all(stage.can_trim for stage in stages) and _agrees(_trim, twin, stages),
+            forks=_agrees(_fork, twin, stages, exactly=True),
+            answers=_agrees(_answer, twin, stages, exactly=True),
         )
 
 
@@ -238,8 +242,14 @@ def _compare(twin: _Twin, cuts: list[int]) -> str:
     return ""
 
 
-def _agrees(check: Callable[[_Twin, _Pieces], float], twin: _Twin, stages: list[Stage]) -> bool:
-    windowed = any(
+def _agrees(
+    check: Callable[[_Twin, _Pieces], float],
+    twin: _Twin,
+    stages: list[Stage],
+    *,
+    exactly: bool = False,
+) -> bool:
+    windowed = not exactly and any(
         seam.window_tokens(p) for s in stages for c in s.new_cache() for p in seam.parts(c)
     )
     try:
@@ -296,6 +306,28 @@ def _trim(twin: _Twin, pieces: _Pieces) -> float:
     pieces.each(lambda lanes: lanes.trim(1, 3))
     expected = twin.lone(text[:3] + other, [3, 1, 9, 1])[1:]
     parts = zip(_parts(other, [1, 9, 1]), expected, strict=True)
+    return max(_difference(pieces.prefill(1, part), logits) for part, logits in parts)
+
+
+def _fork(twin: _Twin, pieces: _Pieces) -> float:
+    """A copy goes on as if the original, which went on with other tokens, had never been."""
+    text, other = twin.texts[0], twin.texts[1]
+    pieces.prefill(1, text[:11])
+    pieces.each(lambda lanes: lanes.retain(1, 1))
+    pieces.prefill(1, other[:4])
+    pieces.each(lambda lanes: lanes.fork(1, 2, 11))
+    lengths = [11, 4, 1, 9]
+    parts = zip(_parts(text, lengths), twin.lone(text, lengths), strict=True)
+    return max(_difference(pieces.prefill(2, part), logits) for part, logits in list(parts)[1:])
+
+
+def _answer(twin: _Twin, pieces: _Pieces) -> float:
+    """Whether what comes after tokens taken one by one shows that they were no chunk."""
+    text = twin.texts[0]
+    expected = twin.lone(text, [20, 9, 1])[1:]
+    for part in _parts(text, [7, *[1] * 13]):
+        pieces.prefill(1, part)
+    parts = zip(_parts(text[20:], [9, 1]), expected, strict=True)
     return max(_difference(pieces.prefill(1, part), logits) for part, logits in parts)
 
 

@@ -144,6 +144,8 @@ def load_steps(
     stage = Stage(model, first, end)
     stage.can_batch &= verdict.batches
     stage.can_trim &= verdict.trims
+    stage.can_fork &= verdict.forks
+    stage.keeps_answers &= verdict.answers
     stage.weights = stage.parameters()
     stage.weight_bytes = sum(array.nbytes for array in _distinct(stage.weights.values()))
     _check_room(folder, stage, budget_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,11 @@ LLAMA4 = {
 @pytest.mark.parametrize(
     ("config", "first", "end", "verdict"),
     [
-        (QWEN3_8B, 12, 24, Verdict(True, batches=True, trims=True)),
-        (GEMMA3_27B, 20, 62, Verdict(True, batches=True, trims=True)),
-        (DEEPSEEK_V3, 2, 30, Verdict(True, batches=True, trims=True)),
-        (PHI3_MINI, 0, 16, Verdict(True, batches=True, trims=True)),
-        (LLAMA4, 16, 32, Verdict(True, batches=False, trims=True)),  # no batch form of its caches
+        (QWEN3_8B, 12, 24, Verdict(True, True, True, forks=True, answers=True)),
+        (GEMMA3_27B, 20, 62, Verdict(True, True, True, forks=True)),
+        (DEEPSEEK_V3, 2, 30, Verdict(True, True, True, forks=True)),
+        (PHI3_MINI, 0, 16, Verdict(True, True, True, forks=True, answers=True)),
+        (LLAMA4, 16, 32, Verdict(True, False, True, forks=True, answers=True)),  # no batch form
     ],
     ids=["qwen3", "gemma3", "deepseek_v3", "phi3", "llama4"],
 )
@@ -202,12 +203,15 @@ def test_a_weight_that_a_stage_is_thought_not_to_need_is_poisoned(
         check_cut(make_config("qwen3"), 0, 2)
 
 
+DENSE_ALONE = Verdict(True, batches=False, trims=True, forks=True, answers=True)
+
+
 def test_batches_that_come_out_wrong_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def unpadded(self: Any, length: int, return_array: bool = False, **kwargs: Any) -> mx.array:
         return mlx_lm_cache.create_causal_mask(length, offset=self._idx, **kwargs)
 
     monkeypatch.setattr(mlx_lm_cache.BatchKVCache, "make_mask", unpadded)
-    assert check_cut(make_config("qwen3"), 2, 4) == Verdict(True, batches=False, trims=True)
+    assert check_cut(make_config("qwen3"), 2, 4) == DENSE_ALONE
 
 
 @pytest.mark.parametrize("method", ["extend", "filter", "extract"])
@@ -216,13 +220,20 @@ def test_batches_that_break_are_switched_off(method: str, monkeypatch: pytest.Mo
         raise ValueError("broken")
 
     monkeypatch.setattr(mlx_lm_cache.BatchKVCache, method, broken)
-    assert check_cut(make_config("qwen3"), 2, 4) == Verdict(True, batches=False, trims=True)
+    assert check_cut(make_config("qwen3"), 2, 4) == DENSE_ALONE
 
 
 def test_a_wrong_trim_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Lanes.trim
     monkeypatch.setattr(Lanes, "trim", lambda self, s, tokens: right(self, s, tokens + 1))
-    assert check_cut(make_config("llama"), 2, 4) == Verdict(True, batches=True, trims=False)
+    assert check_cut(make_config("llama"), 2, 4) == Verdict(
+        True, batches=True, trims=False, forks=True, answers=True
+    )
+
+
+def test_copies_that_are_not_apart_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy, "deepcopy", lambda caches: caches)
+    assert not check_cut(make_config("qwen3"), 2, 4).forks
 
 
 def test_a_verdict_is_kept_on_disk_and_not_found_out_again(
@@ -230,7 +241,7 @@ def test_a_verdict_is_kept_on_disk_and_not_found_out_again(
 ) -> None:
     config = make_config("mamba2")
     verdict = check_cut(config, 0, 2, tmp_path / "verdicts")
-    assert verdict == Verdict(True, batches=True, trims=False)
+    assert verdict == Verdict(True, batches=True, trims=False, forks=True)
     (file,) = (tmp_path / "verdicts").iterdir()
     assert file.name.startswith("mamba2-0-2-")
     monkeypatch.setattr(twin, "_judge", lambda *args: pytest.fail("judged again"))
