@@ -1,6 +1,10 @@
-"""mlx-lm in one process, as a worker: one JSON request per line in, one JSON answer out.
+"""mlx-lm as a worker: one JSON request per line in, one JSON answer out.
 
-    python -m benchmarks.baseline MODEL
+    python -m benchmarks.baseline MODEL [--ring]
+
+In one process, or with ``--ring`` as one rank of mlx's own pipeline over
+``mx.distributed``'s ring (``MLX_RANK`` and ``MLX_HOSTFILE`` say which), where every
+rank is sent the same requests.
 
 Requests: ``{"do": "decode", "prompt": [...], "tokens": n}``,
 ``{"do": "batch", "prompts": [[...], ...], "tokens": n}``,
@@ -17,6 +21,21 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm import load
 from mlx_lm.generate import batch_generate, generate_step
+
+
+def load_whole(path: str) -> tuple[Any, Any]:
+    """Model and tokenizer, in this process."""
+    model, tokenizer = load(path)[:2]
+    return model, tokenizer
+
+
+def load_share(path: str) -> tuple[Any, Any]:
+    """This rank's layers, as ``mlx_lm.utils.sharded_load`` gives them."""
+    from mlx_lm.utils import sharded_load
+
+    group = mx.distributed.init(strict=True, backend="ring")
+    model, tokenizer = sharded_load(path, pipeline_group=group)[:2]
+    return model, tokenizer
 
 
 def decode(model: Any, prompt: list[int], tokens: int) -> dict[str, Any]:
@@ -49,15 +68,16 @@ def batch(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> 
 def first(model: Any, prompt: list[int], step: int) -> dict[str, Any]:
     """Seconds to the first token with one ``prefill_step_size``."""
     begin = time.perf_counter()
-    for _ in generate_step(mx.array(prompt), model, max_tokens=1, prefill_step_size=step):
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=1, prefill_step_size=step):
+        int(token)
         break
     return {"seconds": time.perf_counter() - begin, "tokens": 1}
 
 
 def main() -> None:
     """Answers requests until the input ends."""
-    model, tokenizer = load(sys.argv[1])[:2]
-    print(json.dumps({"ready": True}), flush=True)
+    model, tokenizer = (load_share if "--ring" in sys.argv else load_whole)(sys.argv[1])
+    print(json.dumps({"ready": True, "device": str(mx.default_device())}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         match request["do"]:

@@ -27,13 +27,18 @@ READY_S = 60.0
 
 
 class Process:
-    """One child process and what it has printed."""
+    """One child process and what it has printed; ``module`` may stand in for the command."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        module: str = "parallax.cli.main",
+    ) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "parallax.cli.main", *arguments],
+            [sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -112,7 +117,7 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
-    def join(self, name: str, *flags: str) -> Process:
+    def join(self, name: str, *flags: str, module: str = "parallax.cli.main") -> Process:
         """Starts one more node."""
         node = Process(
             [
@@ -126,6 +131,7 @@ class Cluster:
                 *flags,
             ],
             self.environment,
+            module,
         )
         self.nodes.append(node)
         return node
