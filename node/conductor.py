@@ -266,12 +266,14 @@ class Conductor:
         if not limit:
             return True
         times = self._handed_back.get(sequence.request, 0)
-        lanes = self._forecast(sequence, GROWTH_TOKENS << min(times, MOST_PATIENCE))
-        if self._sequences and self._budget.charge(lanes, ()) > limit:
+        grown = self._forecast(sequence, GROWTH_TOKENS << min(times, MOST_PATIENCE)), []
+        lanes, alone = self._held()
+        now = lanes, [*alone, sequence.length]
+        charge, prefixes = self._budget.charge, self._prefixes
+        if self._sequences and max(charge(*grown), charge(*now)) > limit:
             return False
-        prefixes = self._prefixes
         own = prefixes.find(sequence)
-        while self._budget.charge(lanes, (), prefixes.kept_bytes) > limit:
+        while max(charge(*when, prefixes.kept_bytes) for when in (grown, now)) > limit:
             if not prefixes.evict_oldest(spare=own):
                 if own is not None:
                     self._begin(sequence)
@@ -347,6 +349,7 @@ class Conductor:
             lane = self._lanes[self._choose(shapes, sequence.length)]
             lane.joining.append(sequence)
             sequence.lane = lane
+            self._make_way(out)
 
     def _begin(self, sequence: Sequence) -> None:
         """Before a sequence's first chunk, and once: what is known of it is not computed again."""

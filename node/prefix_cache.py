@@ -135,7 +135,8 @@ class PrefixCache:
         return self._trim_tokens == UNLIMITED or tokens < self._trim_tokens
 
     def _keep(self, sequence: Sequence, live_bytes: int, *, evict: bool) -> None:
-        held = sequence.cached
+        # All but the last token at most: what follows it in the caches may not be the answer's.
+        held = min(sequence.cached, sequence.prefill_length)
         steps = self._index.steps(sequence.slice(0, held)) if self._works else ()
         if not steps:
             return
