@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from parallax.node.budget import GROWTH_TOKENS, Budget
 from parallax.node.prefix_cache import PrefixCache
 from parallax.node.sequences import Lane, Phase, Sequence
+from parallax.node.speculation import Block, Speculation
 from parallax.proto import wire_pb2 as wire
 
 REMEMBERED = 1024  # requests of which it is known that they were handed back
+SPARE_FRAMES = 4  # of the window: drafts leave them to steps, beats and commands
 MOST_PATIENCE = 8  # doublings of the room that a request must find that was handed back
 
 
@@ -33,6 +35,7 @@ class _Flight:
     tokens: int
     lane: Lane | None = None
     rows: tuple[Sequence, ...] = ()
+    block: Block | None = None  # of the only sequence in the ring
     sent_at: float | None = None  # of a beat whose round trip is measured
 
 
@@ -72,6 +75,7 @@ class Conductor:
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
+        self._speculation = Speculation(stages, shape, costs)
         self._handed_back: OrderedDict[int, int] = OrderedDict()  # request -> how often
         self._next_number = 0
         self._next_sequence = 1
@@ -79,6 +83,7 @@ class Conductor:
         self._beats_in_flight = 0
         self._beat_sent_at = 0.0
         self._returned_at = 0.0
+        self._now: float | None = None  # while a frame's return is dealt with
         self.stepped = False  # whether a decode step has come back
         self.round_trip_s = 0.0
         self.carry_bytes_per_token = 0  # measured by the shell on stage 0's output
@@ -131,20 +136,24 @@ class Conductor:
         """
         out = Output()
         flight = self._flights.pop(frame.number)
-        self._returned_at = now
+        self._returned_at = self._now = now
         self._tokens_in_flight -= flight.tokens
         if flight.kind == wire.BEAT:
             if flight.sent_at is not None:
                 self._beats_in_flight -= 1
                 self.round_trip_s = now - flight.sent_at
         elif flight.lane is not None:
-            flight.lane.in_flight = False
             self.stepped = True
-            for sequence, token in zip(flight.rows, frame.tokens, strict=True):
-                if sequence.alive:
-                    self._deliver(sequence, token, out)
+            if flight.block is not None:
+                self._take_block(flight.block, flight.rows[0], flight.lane, frame, out)
+            else:
+                flight.lane.in_flight = False
+                for sequence, token in zip(flight.rows, frame.tokens, strict=True):
+                    if sequence.alive:
+                        self._deliver(sequence, token, out)
             self._make_way(out)
         self._pump(out)
+        self._now = None
         return out
 
     def beat(self, now: float) -> Output:
@@ -198,6 +207,8 @@ class Conductor:
             budget_bytes=self._shape.cache_bytes,
             lanes=sum(bool(lane.rows) for lane in self._lanes),
             prefixes=self._prefixes.load(),
+            drafted_tokens=self._speculation.drafted,
+            accepted_tokens=self._speculation.accepted,
         )
 
     # ----------------------------------------------------------------- answers
@@ -221,8 +232,32 @@ class Conductor:
         if index + 1 >= sequence.max_tokens or sequence.length >= self._shape.context_tokens:
             self._finish(sequence, wire.END_LENGTH, out)
 
+    def _take_block(
+        self, block: Block, sequence: Sequence, lane: Lane, frame: wire.Frame, out: Output
+    ) -> None:
+        """What was drawn after a block's tokens, as far as its drafts and those before stand."""
+        if block.void:
+            return
+        judged = self._speculation.returned(block, frame.tokens, self._now, frame.slowest_s)
+        for token in judged.tokens:
+            if sequence.alive:
+                self._deliver(sequence, token, out)
+        if sequence.alive and judged.wrong:
+            self._trim(sequence, sequence.length - 1)
+        lane.in_flight = self._speculation.in_flight
+
+    def _trim(self, sequence: Sequence, tokens: int) -> None:
+        """Cuts drafts off that do not stand, if there are any in the caches."""
+        if sequence.cached > tokens:
+            sequence.cached = tokens
+            trim = wire.Trim(sequence=sequence.id, tokens=tokens)
+            self._commands.append(wire.Command(trim=trim))
+
     def _finish(self, sequence: Sequence, reason: wire.EndReason.ValueType, out: Output) -> None:
         sequence.alive = False
+        if self._speculation.forget(sequence) and sequence.lane is not None:
+            sequence.lane.in_flight = False
+        self._trim(sequence, sequence.length)
         del self._sequences[sequence.id]
         del self._by_request[(sequence.request, sequence.attempt)]
         if sequence in self._prefill:
@@ -372,11 +407,27 @@ class Conductor:
         return min(enumerate(shapes), key=cost)[0]
 
     def _step_lanes(self, out: Output) -> None:
+        lone = self._lone()
         for lane in self._lanes:
             if not lane.in_flight and lane.members:
-                self._inject_step(lane, out)
+                self._inject_step(lane, lone, out)
+        if lone is not None and lone.lane is not None:
+            while len(self._flights) < self._shape.window_frames - SPARE_FRAMES:
+                block = self._speculation.ahead(lone)
+                if block is None:
+                    break
+                frame = wire.Frame(ahead=True, tokens=block.tokens, rows=1)
+                self._inject_decode(frame, lone.lane, block, out)
 
-    def _inject_step(self, lane: Lane, out: Output) -> None:
+    def _lone(self) -> Sequence | None:
+        """The only sequence in the ring, if drafts may be made for it."""
+        if not self._speculation.possible or len(self._sequences) != 1:
+            return None
+        (sequence,) = self._sequences.values()
+        self._speculation.follow(sequence)
+        return sequence
+
+    def _inject_step(self, lane: Lane, lone: Sequence | None, out: Output) -> None:
         for sequence in lane.joining:
             self._commands.append(
                 wire.Command(
@@ -393,16 +444,23 @@ class Conductor:
             lane.rows.append(sequence)
         lane.joining.clear()
         lane.in_flight = True
+        block = None
+        tokens = [s.last_token for s in lane.rows]
+        if lone is not None:
+            block = self._speculation.first(lone, None if self._flights else self._now)
+            tokens = block.tokens
+        frame = wire.Frame(tokens=tokens, rows=len(lane.rows))
+        self._inject_decode(frame, lane, block, out)
+
+    def _inject_decode(
+        self, frame: wire.Frame, lane: Lane, block: Block | None, out: Output
+    ) -> None:
         for sequence in lane.rows:
-            sequence.cached = sequence.length
-        frame = wire.Frame(
-            kind=wire.DECODE,
-            lane=lane.id,
-            tokens=[s.last_token for s in lane.rows],
-            rows=len(lane.rows),
-        )
-        flight = _Flight(wire.DECODE, len(lane.rows), lane, tuple(lane.rows))
-        self._inject(out, frame, flight)
+            sequence.cached = sequence.length if block is None else block.end
+        frame.kind = wire.DECODE
+        frame.lane = lane.id
+        tokens = len(frame.tokens)
+        self._inject(out, frame, _Flight(wire.DECODE, tokens, lane, tuple(lane.rows), block))
 
     def _inject(self, out: Output, frame: wire.Frame, flight: _Flight) -> None:
         frame.epoch = self._epoch

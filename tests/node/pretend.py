@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from parallax.node.conductor import Conductor, Output
@@ -22,11 +23,17 @@ def next_token(history: list[int]) -> int:
     return value % VOCABULARY
 
 
-def lone_answer(prompt: list[int], max_tokens: int, end: int = END) -> tuple[list[int], int]:
+Model = Callable[[list[int]], int]
+PASSED_BY = -1  # in caches: a draft that the last stage has not computed
+
+
+def lone_answer(
+    prompt: list[int], max_tokens: int, end: int = END, model: Model = next_token
+) -> tuple[list[int], int]:
     """What a request must get, whatever runs beside it."""
     answer: list[int] = []
     while True:
-        token = next_token(prompt + answer)
+        token = model(prompt + answer)
         if token == end:
             return answer, wire.END_STOP
         answer.append(token)
@@ -58,6 +65,12 @@ class PretendRing:
     ends: dict[int, int] = field(default_factory=dict)
     most_in_flight: int = 0
     kinds: list[int] = field(default_factory=list)
+    model: Model = next_token
+    stage_s: Callable[[int], float] = lambda tokens: 0.0
+    now: float = 0.0
+    drawn: dict[int, int | None] = field(default_factory=dict)  # None: a draft was wrong
+    true: dict[int, int] = field(default_factory=dict)  # tokens known to be no drafts
+    blocks: list[tuple[int, bool]] = field(default_factory=list)  # tokens, passed by
 
     def take(self, out: Output) -> None:
         self.frames.extend(out.frames)
@@ -94,13 +107,45 @@ class PretendRing:
             self.prefilled += len(frame.tokens)
         elif frame.kind == wire.DECODE:
             rows = self.lanes[frame.lane]
-            assert len(rows) == frame.rows == len(frame.tokens)
+            assert len(rows) == frame.rows
+            assert len(frame.tokens) == frame.rows or frame.rows == 1
             self.decoded.update(rows)
-            for sequence, token in zip(rows, frame.tokens, strict=True):
-                self.caches[sequence].append(token)
-                back.tokens.append(next_token(self.caches[sequence]))
-        self.take(self.conductor.returned(back, now=0.0))
+            if frame.rows == 1:
+                self.run_block(rows[0], frame, back)
+            else:
+                assert not frame.ahead
+                for sequence, token in zip(rows, frame.tokens, strict=True):
+                    self.caches[sequence].append(token)
+                    self.check_history(sequence)
+                    back.tokens.append(self.model(self.caches[sequence]))
+                    self.drawn[sequence] = back.tokens[-1]
+            back.slowest_s = self.stage_s(len(frame.tokens))
+        self.take(self.conductor.returned(back, now=self.now))
         self.check_budget()
+
+    def run_block(self, sequence: int, frame: wire.Frame, back: wire.Frame) -> None:
+        """Tokens of one row, as the last stage runs them."""
+        cache = self.caches[sequence]
+        wrong = frame.ahead and self.drawn[sequence] != frame.tokens[0]
+        self.blocks.append((len(frame.tokens), wrong))
+        if wrong:
+            cache.extend([PASSED_BY] * len(frame.tokens))
+            return
+        for place, token in enumerate(frame.tokens):
+            cache.append(token)
+            if not place and not frame.ahead:
+                self.check_history(sequence)
+            back.tokens.append(self.model(cache))
+        drafts = list(frame.tokens[1:])
+        stands = drafts == list(back.tokens[:-1])
+        self.drawn[sequence] = back.tokens[-1] if stands else None
+
+    def check_history(self, sequence: int) -> None:
+        """A sequence's caches hold nothing that was only assumed."""
+        cache = self.caches[sequence]
+        for length in range(self.true[sequence], len(cache)):
+            assert cache[length] == self.model(cache[:length]), "a draft that was wrong is left"
+        self.true[sequence] = len(cache)
 
     def check_budget(self) -> None:
         """Kept prefixes never stand in the way of live sequences; of these, one always may live."""
@@ -116,10 +161,20 @@ class PretendRing:
             history = [*admit.prompt, *admit.generated]
             assert cache == history[:-1], "admitted before its prefill was complete"
             self.lanes.setdefault(admit.lane, []).append(admit.sequence)
+            self.true[admit.sequence] = len(history)
+        elif command.HasField("trim"):
+            cache = self.caches[command.trim.sequence]
+            assert command.trim.tokens < len(cache), "nothing to trim"
+            assert len(cache) < self.cost.trim_tokens, "caches of this length cannot be cut"
+            del cache[command.trim.tokens :]
+            assert PASSED_BY not in cache, "trimmed by too little"
+            self.drawn.pop(command.trim.sequence)
         elif command.HasField("retain"):
             sequence, handle = command.retain.sequence, command.retain.handle
             assert handle not in self.kept
             cache = self.caches[sequence]
+            if sequence in self.true:
+                self.check_history(sequence)
             assert self.cost.forks, "nothing may be kept of this model"
             assert self.cost.answers or sequence not in self.decoded, "decoded tokens are kept"
             if len(cache) >= self.cost.trim_tokens:
@@ -136,6 +191,7 @@ class PretendRing:
             del self.kept[command.evict.handle]
         elif command.HasField("drop"):
             self.decoded.discard(command.drop.sequence)
+            self.true.pop(command.drop.sequence, None)
             del self.caches[command.drop.sequence]
             for lane in list(self.lanes):
                 if command.drop.sequence in self.lanes[lane]:
@@ -156,6 +212,10 @@ def make_ring(
     grid: int = 8,
     budget: int = 0,
     cost: wire.CacheCost | None = None,
+    draft_tokens: int = 0,
+    block_tokens: int = 1,
+    context_tokens: int = 10_000,
+    model: Model = next_token,
 ) -> PretendRing:
     shape = wire.RingShape(
         lanes=lanes,
@@ -163,10 +223,13 @@ def make_ring(
         chunk_tokens=grid,
         window_frames=16,
         cache_bytes=budget,
-        context_tokens=10_000,
+        context_tokens=context_tokens,
+        draft_tokens=draft_tokens,
+        block_tokens=block_tokens,
     )
     cost = cost or wire.CacheCost(bytes_per_token=1)
-    return PretendRing(Conductor(7, shape, stages, [cost] * stages), grid, 16, cost, budget)
+    conductor = Conductor(7, shape, stages, [cost] * stages)
+    return PretendRing(conductor, grid, 16, cost, budget, model=model)
 
 
 def submit(request: int, prompt: list[int], max_tokens: int = 20, end: int = END) -> wire.Submit:
