@@ -26,6 +26,13 @@ def command(
         int | None,
         typer.Option("--nodes", "-n", min=1, help="Nodes to wait for. [default: 1]"),
     ] = None,
+    speculation: Annotated[
+        bool | None,
+        typer.Option(
+            "--speculation/--no-speculation",
+            help="Draft ahead of an answer that is alone, from what it repeats. [default: on]",
+        ),
+    ] = None,
     host: flags.Host = None,
     port: flags.Port = None,
     grpc_port: flags.GrpcPort = None,
@@ -40,6 +47,7 @@ def command(
         {
             "model": model,
             "nodes": nodes,
+            "speculation": speculation,
             "host": host,
             "port": port,
             "grpc_port": grpc_port,

@@ -27,6 +27,11 @@ class Limits(BaseModel):
     drain_s: Positive = 10.0  # what a stopping process gives to answers in flight
     orphan_s: Positive = 30.0  # how long a head keeps sequences without its scheduler
 
+    # Better plans: by how much, for how long, and how soon after the last move.
+    replan_margin: Positive = 0.15
+    replan_hold_s: Positive = 10.0
+    replan_pause_s: Positive = 60.0
+
     # Requests.
     queue_requests: Count = 256
     queue_wait_s: Positive = 100.0  # 20 tries of 5 s in the reference
@@ -43,6 +48,8 @@ class Limits(BaseModel):
     window_frames: Count = 16
     window_bytes: Count = 512 << 20
     lane_rows: Count = 16
+    draft_tokens: Count = 64  # most tokens sent ahead of a lone answer before they are drawn
+    block_tokens: Count = 16  # most of them in one frame
     chunk_tokens: Count = 32  # prefill grid on the CPU backend, where larger chunks gain nothing
 
     @model_validator(mode="after")

@@ -97,6 +97,7 @@ class SchedulerSettings(Settings):
     grpc_port: Port = ENROL_PORT
     model: str | None = None
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    speculation: bool = True  # drafts for a lone answer, which never change it
 
     @model_validator(mode="after")
     def _ports_differ(self) -> SchedulerSettings:

@@ -186,6 +186,16 @@ class Conductor:
         return len(self._flights)
 
     @property
+    def drafted_tokens(self) -> int:
+        """Tokens sent before they were drawn, since the epoch began."""
+        return self._speculation.drafted
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of them, those that were drawn then."""
+        return self._speculation.accepted
+
+    @property
     def free_rows(self) -> int:
         """How many more sequences the lanes take."""
         return len(self._lanes) * max(1, self._shape.lane_rows) - len(self._sequences)
@@ -207,8 +217,8 @@ class Conductor:
             budget_bytes=self._shape.cache_bytes,
             lanes=sum(bool(lane.rows) for lane in self._lanes),
             prefixes=self._prefixes.load(),
-            drafted_tokens=self._speculation.drafted,
-            accepted_tokens=self._speculation.accepted,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )
 
     # ----------------------------------------------------------------- answers

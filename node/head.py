@@ -104,10 +104,11 @@ class Head:
             intake.cancel()
             await asyncio.gather(intake, return_exceptions=True)
 
-    @property
-    def round_trip_s(self) -> float:
-        """Of the last beat through the ring."""
-        return self._conductor.round_trip_s
+    def add_health(self, health: wire.StageHealth) -> None:
+        """What only the head knows of its ring."""
+        health.ring_round_trip_s = self._conductor.round_trip_s
+        health.drafted_tokens = self._conductor.drafted_tokens
+        health.accepted_tokens = self._conductor.accepted_tokens
 
     async def _take(self, orders: AsyncIterator[wire.HeadOrder]) -> None:
         try:

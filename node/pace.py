@@ -14,7 +14,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-SIZES = (1, 2, 4, 8)  # tokens in a frame
+SIZES = (1, 2, 4, 8, 16)  # tokens in a frame
 # Until two sizes have been measured: on MLX's CPU backend four tokens take as long as three frames.
 GROWTH = 2 / 3
 SAMPLES = 7

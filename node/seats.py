@@ -119,7 +119,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             health.inbox = self._compute.waiting
             health.since_progress_s = self._compute.busy_s(now)
             if seat.head is not None:
-                health.ring_round_trip_s = seat.head.round_trip_s
+                seat.head.add_health(health)
             reports.append(health)
         return reports
 

@@ -143,6 +143,7 @@ class Shelf:
             load_s=time.monotonic() - begin,
             batches=loaded.can_batch,
             trims=loaded.can_trim,
+            blocks=loaded.takes_blocks,
         )
         return loaded, ready
 

@@ -64,7 +64,7 @@ class Stage:
         self.can_batch = all(seam.can_merge(cache) for cache in owned)
         parts = [part for cache in owned for part in seam.parts(cache)]
         self.can_trim = all(part.is_trimmable() for part in parts)
-        self.can_fork = True
+        self.can_fork = self.takes_blocks = True
         # Sums over a window that has wrapped run in the order of its ring, not in a prefill's.
         self.keeps_answers = self.can_trim and not any(map(seam.window_tokens, parts))
 
@@ -78,7 +78,15 @@ class Stage:
         caches = seam.new_caches(self._model)
         return [caches[slot] for slot in self._slots.owned]
 
-    def forward(self, tokens: mx.array, carry: ArrayTree, cache: Caches, *, head: bool) -> Any:
+    def forward(
+        self,
+        tokens: mx.array,
+        carry: ArrayTree,
+        cache: Caches,
+        *,
+        head: bool,
+        begin: bool = True,
+    ) -> Any:
         """Runs the layers, lazily; ``cache`` goes forward with them.
 
         Args:
@@ -86,6 +94,7 @@ class Stage:
             carry: the stage before's result; ignored by the first stage.
             cache: from :meth:`new_cache`, or a batch of such.
             head: on the last stage, go on through norm and head to logits.
+            begin: evaluation may begin while the graph is built.
 
         Returns:
             Logits if ``head`` on the last stage, else the carry for the next stage.
@@ -100,7 +109,7 @@ class Stage:
             for slot, owned in enumerate(source)
         ]
         stop = not (head and self.is_last)
-        return self._splice.run(tokens, carry, full, stop=stop, begin=True)
+        return self._splice.run(tokens, carry, full, stop=stop, begin=begin)
 
     def takes(self, carry: ArrayTree, rows: int, length: int) -> bool:
         """Whether this has the form of what the layer before returns for [rows, length] tokens."""

@@ -36,7 +36,7 @@ from parallax.node.stage import Stage
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # of verdicts on disk; another number makes them be found out anew
+_FORMAT = 3  # of verdicts on disk; another number makes them be found out anew
 _MOST_PARAMETERS = 30_000_000
 _TEXT = 40  # tokens; several times the twin's window
 _ROUNDING = (
@@ -53,6 +53,7 @@ class Verdict:
     trims: bool = False
     forks: bool = False
     answers: bool = False
+    blocks: bool = False
     why: str = ""  # what went wrong, in words
     working_cuts: tuple[int, ...] = ()  # told with a refusal
 
@@ -146,12 +147,12 @@ class _Pieces:
     """The twin in pieces, one lane set for each, run like a ring."""
 
     def __init__(self, stages: list[Stage]) -> None:
-        self._stages = stages
+        self.stages = stages
         self.lanes = [Lanes(stage) for stage in stages]
 
     def prefill(self, sequence: int, tokens: list[int]) -> mx.array:
         carry: Any = None
-        for stage, lanes in zip(self._stages, self.lanes, strict=True):
+        for stage, lanes in zip(self.stages, self.lanes, strict=True):
             caches = lanes.prefill(sequence, len(tokens))
             carry = stage.forward(mx.array([tokens], mx.uint32), carry, caches, head=True)
         mx.eval(carry)
@@ -161,7 +162,7 @@ class _Pieces:
     def decode(self, tokens: list[int]) -> mx.array:
         """One step of lane 0, which has as many rows as ``tokens``."""
         carry: Any = None
-        for stage, lanes in zip(self._stages, self.lanes, strict=True):
+        for stage, lanes in zip(self.stages, self.lanes, strict=True):
             lane = lanes.decode(0, len(tokens), 1)
             column = mx.array(tokens, mx.uint32)[:, None]
             carry = stage.forward(column, carry, lane.caches, head=True)
@@ -190,6 +191,7 @@ def _judge(config: Config, first: int, end: int) -> Verdict:
             trims=all(stage.can_trim for stage in stages) and _agrees(_trim, twin, stages),
             forks=_agrees(_fork, twin, stages, exactly=True),
             answers=_agrees(_answer, twin, stages, exactly=True),
+            blocks=_agrees(_block, twin, stages, exactly=True),
         )
 
 
@@ -249,15 +251,17 @@ def _agrees(
     *,
     exactly: bool = False,
 ) -> bool:
-    windowed = not exactly and any(
-        seam.window_tokens(p) for s in stages for c in s.new_cache() for p in seam.parts(c)
-    )
+    rounds = not exactly and _windowed(stages)
     try:
         difference = check(twin, _Pieces(stages))
     except (*seam.DEFECTS, FrameRefused) as error:
         log.debug("%s: %s", check.__name__, error)
         return False
-    return difference <= (_ROUNDING if windowed else 0)
+    return difference <= (_ROUNDING if rounds else 0)
+
+
+def _windowed(stages: list[Stage]) -> bool:
+    return any(seam.window_tokens(p) for s in stages for c in s.new_cache() for p in seam.parts(c))
 
 
 def _difference(found: mx.array, expected: mx.array) -> float:
@@ -329,6 +333,25 @@ def _answer(twin: _Twin, pieces: _Pieces) -> float:
         pieces.prefill(1, part)
     parts = zip(_parts(text[20:], [9, 1]), expected, strict=True)
     return max(_difference(pieces.prefill(1, part), logits) for part, logits in parts)
+
+
+def _block(twin: _Twin, pieces: _Pieces) -> float:
+    """Several tokens at once, wrong ones behind them cut off, are as good as one by one."""
+    text, wrong = twin.texts[0], twin.texts[1]
+    at, steps = 11, [(2, 0), (5, 3), (1, 7), (4, 0)]
+    if _windowed(pieces.stages):  # drafts end before it is full
+        at, steps = 2, [(1, 1), (2, 0), (1, 0)]
+    pieces.prefill(1, text[:at])
+    expected = twin.lone(text, [at, *[1] * sum(right for right, _ in steps)])[1:]
+    worst = 0.0
+    for right, others in steps:
+        logits = pieces.prefill(1, text[at : at + right] + wrong[:others])
+        at += right
+        for place in range(right):
+            worst = max(worst, _difference(logits[:, place], expected.pop(0)[:, 0]))
+        for lanes in pieces.lanes:
+            lanes.trim(1, at)
+    return worst
 
 
 def _parts(text: list[int], lengths: list[int]) -> list[list[int]]:

@@ -146,6 +146,7 @@ def load_steps(
     stage.can_trim &= verdict.trims
     stage.can_fork &= verdict.forks
     stage.keeps_answers &= verdict.answers
+    stage.takes_blocks &= verdict.blocks
     stage.weights = stage.parameters()
     stage.weight_bytes = sum(array.nbytes for array in _distinct(stage.weights.values()))
     _check_room(folder, stage, budget_bytes)

@@ -57,6 +57,32 @@ class Metrics:
         self._free_rows = Gauge(
             "parallax_lane_rows_free", "Sequences that lanes could still take", registry=registry
         )
+        self._prefixes = Gauge(
+            "parallax_prefixes_kept", "Prefixes in the caches of all rings", registry=registry
+        )
+        self._prefix_bytes = Gauge(
+            "parallax_prefix_bytes",
+            "Bytes of kept prefixes, of each ring on the stage where they take most",
+            registry=registry,
+        )
+        self._prefix_prompts = Counter(
+            "parallax_prefix_prompts",
+            "Prompts that were looked up among the kept prefixes",
+            registry=registry,
+        )
+        self._prefix_hits = Counter(
+            "parallax_prefix_hits", "Prompts that began with a kept prefix", registry=registry
+        )
+        self._prefix_tokens = Counter(
+            "parallax_prefix_saved_tokens",
+            "Tokens that were not prefilled, because they were kept",
+            registry=registry,
+        )
+        self._prefix_evictions = Counter(
+            "parallax_prefix_evictions",
+            "Kept prefixes let go for want of room",
+            registry=registry,
+        )
         self._round_trip = Gauge(
             "parallax_ring_round_trip_seconds",
             "How long the last beat took around its ring",
@@ -85,6 +111,16 @@ class Metrics:
             ["stage", "node"],
             registry=registry,
         )
+        self._drafted = Counter(
+            "parallax_drafted_tokens",
+            "Tokens sent ahead of lone answers before they were drawn",
+            registry=registry,
+        )
+        self._accepted = Counter(
+            "parallax_accepted_draft_tokens",
+            "Drafted tokens that were drawn then",
+            registry=registry,
+        )
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -110,6 +146,20 @@ class Metrics:
         self._lanes.set(lanes)
         self._free_rows.set(free_rows)
 
+    def set_prefixes(self, kept: int, kept_bytes: int) -> None:
+        """What the prefix caches of all rings hold."""
+        self._prefixes.set(kept)
+        self._prefix_bytes.set(kept_bytes)
+
+    def observe_prefixes(
+        self, *, prompts: int, hits: int, saved_tokens: int, evictions: int
+    ) -> None:
+        """What the prefix cache of a ring did since the last call."""
+        self._prefix_prompts.inc(prompts)
+        self._prefix_hits.inc(hits)
+        self._prefix_tokens.inc(saved_tokens)
+        self._prefix_evictions.inc(evictions)
+
     def observe_stage(
         self,
         stage: int,
@@ -130,6 +180,11 @@ class Metrics:
         """What a stage sent on since the last call."""
         self._hops.labels(str(stage), node).inc(hops)
         self._hop.labels(str(stage), node).inc(hop_s)
+
+    def observe_drafts(self, *, drafted: int, accepted: int) -> None:
+        """What a ring's head drafted, and what of it stood, since the last call."""
+        self._drafted.inc(drafted)
+        self._accepted.inc(accepted)
 
     def observe_round_trip(self, ring: str, seconds: float) -> None:
         """How long the last beat took around this ring."""

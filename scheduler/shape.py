@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.reconciler import Ring
 
 ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
+GROWTH_TOKENS = 256  # caches grow by this many tokens (mlx-lm's KVCache.step)
 SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
 
 
@@ -19,17 +20,22 @@ def shape_of(
     *,
     accelerated: bool,
     limits: Limits,
+    speculation: bool = True,
 ) -> wire.RingShape:
     """The shape of a ring whose stages sent ``reports`` and may hold ``budgets_bytes``.
 
     Lanes: one decode batch for each stage, so that none idles; where caches
-    cannot be batched, lanes of one, as many as the window allows.
+    cannot be batched, lanes of one, as many as the window allows. Drafts: where
+    every stage's caches can be cut again; several in a frame where that is as
+    exact as one by one.
     """
     stages = len(reports)
     batches = all(report.batches for report in reports)
     lanes = stages if batches else max(stages, limits.window_frames)
     spare = [b - r.weight_bytes for b, r in zip(budgets_bytes, reports, strict=True)]
     cache_bytes = max(1, min(spare))
+    drafts = speculation and all(report.trims for report in reports)
+    blocks = all(report.blocks for report in reports)
     return wire.RingShape(
         lanes=lanes,
         lane_rows=limits.lane_rows if batches else 1,
@@ -39,6 +45,8 @@ def shape_of(
         cache_bytes=cache_bytes,
         context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes)),
         orphan_s=limits.orphan_s,
+        draft_tokens=limits.draft_tokens if drafts else 0,
+        block_tokens=limits.block_tokens if blocks else 1,
     )
 
 
@@ -78,3 +86,23 @@ def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int) -> int
         if cost.bytes_per_token:
             most = min(most, max(1, (cache_bytes // 2 - fixed) // cost.bytes_per_token))
     return most
+
+
+def row_bytes(costs: Sequence[wire.CacheCost]) -> Callable[[int], int]:
+    """What one sequence of so many tokens costs the dearest of these stages' caches.
+
+    As a ring's head charges it (node/budget.py), padding to its lane's longest left out.
+    """
+    plain = [
+        (c.fixed_bytes, c.bytes_per_token, c.window_bytes_per_token, c.window_tokens) for c in costs
+    ]
+
+    def cost(tokens: int) -> int:
+        padded = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+        rows = (
+            fixed + each * padded + windowed * min(padded, window)
+            for fixed, each, windowed, window in plain
+        )
+        return max(rows, default=0)
+
+    return cost

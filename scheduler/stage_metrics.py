@@ -39,6 +39,10 @@ class StageMetrics:
         )
         if health.stage == 0:
             self._metrics.observe_round_trip(str(health.epoch), health.ring_round_trip_s)
+            self._metrics.observe_drafts(
+                drafted=health.drafted_tokens - last.drafted_tokens,
+                accepted=health.accepted_tokens - last.accepted_tokens,
+            )
 
     def forget(self, epoch: int) -> None:
         """An epoch is over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE
+from parallax.fabric.events import Loading
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.membership import Member, NodeState
 from parallax.scheduler.reconciler import Ring, RingState
@@ -90,6 +91,17 @@ def _load(progress: wire.LoadProgress | None) -> dict[str, object] | None:
     }
 
 
+def _prefixes(load: wire.PrefixLoad) -> dict[str, object]:
+    return {
+        "kept": load.kept,
+        "kept_bytes": load.kept_bytes,
+        "prompts": load.prompts,
+        "hits": load.hits,
+        "saved_tokens": load.saved_tokens,
+        "evictions": load.evictions,
+    }
+
+
 def _ring(cluster: ClusterService, ring: Ring) -> dict[str, object]:
     load = cluster.requests.loads.get(ring.epoch)
     return {
@@ -103,10 +115,21 @@ def _ring(cluster: ClusterService, ring: Ring) -> dict[str, object]:
             }
             for place in ring.places
         ],
+        "prefix_cache": _prefixes(load.prefixes if load else wire.PrefixLoad()),
         "load": {
             "decoding": load.decoding if load else 0,
             "prefilling": load.prefilling if load else 0,
             "free_rows": load.free_rows if load else 0,
             "lanes": load.lanes if load else 0,
+            "drafted_tokens": load.drafted_tokens if load else 0,
+            "accepted_tokens": load.accepted_tokens if load else 0,
         },
     }
+
+
+def loading_of(progress: wire.LoadProgress, name: str) -> Loading:
+    """A node's progress as an event."""
+    stage = progress.stage
+    fraction = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+    layers = f"{stage.model.name} layers {stage.first}-{stage.end - 1}"
+    return Loading(f"{layers} on {name}: {progress.phase}", fraction)

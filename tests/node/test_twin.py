@@ -128,11 +128,12 @@ LLAMA4 = {
 @pytest.mark.parametrize(
     ("config", "first", "end", "verdict"),
     [
-        (QWEN3_8B, 12, 24, Verdict(True, True, True, forks=True, answers=True)),
-        (GEMMA3_27B, 20, 62, Verdict(True, True, True, forks=True)),
+        (QWEN3_8B, 12, 24, Verdict(True, True, True, forks=True, answers=True, blocks=True)),
+        (GEMMA3_27B, 20, 62, Verdict(True, True, True, forks=True, blocks=True)),
         (DEEPSEEK_V3, 2, 30, Verdict(True, True, True, forks=True)),
-        (PHI3_MINI, 0, 16, Verdict(True, True, True, forks=True, answers=True)),
-        (LLAMA4, 16, 32, Verdict(True, False, True, forks=True, answers=True)),  # no batch form
+        (PHI3_MINI, 0, 16, Verdict(True, True, True, forks=True, answers=True, blocks=True)),
+        # Its caches have no batch form.
+        (LLAMA4, 16, 32, Verdict(True, False, True, forks=True, answers=True, blocks=True)),
     ],
     ids=["qwen3", "gemma3", "deepseek_v3", "phi3", "llama4"],
 )
@@ -203,7 +204,7 @@ def test_a_weight_that_a_stage_is_thought_not_to_need_is_poisoned(
         check_cut(make_config("qwen3"), 0, 2)
 
 
-DENSE_ALONE = Verdict(True, batches=False, trims=True, forks=True, answers=True)
+DENSE_ALONE = Verdict(True, batches=False, trims=True, forks=True, answers=True, blocks=True)
 
 
 def test_batches_that_come_out_wrong_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
