@@ -31,6 +31,7 @@ from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.dispatch import Dispatcher
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
+from parallax.scheduler.head_metrics import HeadMetrics
 from parallax.scheduler.membership import (
     Change,
     Member,
@@ -93,6 +94,7 @@ class ClusterService:
         self.missing_bytes: int | None = None
         self._metrics = metrics
         self._stage_metrics = StageMetrics(metrics)
+        self._head_metrics = HeadMetrics(metrics)
         self._setbacks = Setbacks(self._limits)
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble)
@@ -438,12 +440,7 @@ class ClusterService:
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
             self._metrics.set_queue(self.requests.waiting, self.requests.running)
-            loads = self.requests.loads.values()
-            self._metrics.set_lanes(
-                sum(load.decoding for load in loads),
-                sum(load.lanes for load in loads),
-                sum(load.free_rows for load in loads),
-            )
+            self._head_metrics.observe(self.requests.loads)
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))

@@ -16,6 +16,7 @@ from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Token
 from parallax.scheduler.heads import HeadLink
+from parallax.scheduler.known_prefixes import KnownPrefixes
 from parallax.scheduler.lifecycle import Phase, Request
 from parallax.scheduler.router import Router
 
@@ -50,7 +51,8 @@ class Dispatcher:
     def __init__(self, limits: Limits, lost: Callable[[int, ParallaxError], None]) -> None:
         self._limits = limits
         self._lost = lost
-        self._router = Router(limits)
+        self._router = Router(limits, self._known_tokens)
+        self._prefixes = KnownPrefixes()
         self._requests: dict[int, Request] = {}
         self._answers: dict[int, _Answer] = {}
         self._links: dict[int, HeadLink] = {}
@@ -107,6 +109,7 @@ class Dispatcher:
         """An epoch is over: its requests go back to the front of the queue."""
         link = self._links.pop(epoch, None)
         self.loads.pop(epoch, None)
+        self._prefixes.forget(epoch)
         if link is None:
             return
         task = asyncio.create_task(link.close())
@@ -191,6 +194,7 @@ class Dispatcher:
             self._router.finished(request.epoch, request.id)
         elif not ended:
             self._router.cancel(request.id)
+        self._served(request)
         self._requests.pop(request.id, None)
         self._answers.pop(request.id, None)
         self._quiet.set()
@@ -203,6 +207,19 @@ class Dispatcher:
         for send in self._router.dispatch(now):
             request = self._requests[send.id]
             self._links[send.epoch].submit(request.start(send.epoch))
+            self._served(request)
+
+    def _known_tokens(self, epoch: int, number: int) -> int:
+        if len(self._links) < 2:
+            return 0
+        return self._prefixes.length(epoch, self._requests[number].generation.prompt)
+
+    def _served(self, request: Request) -> None:
+        """What a ring now has, or soon will have; with one ring there is nothing to choose."""
+        if len(self._links) > 1 and request.epoch in self._links:
+            prompt = request.generation.prompt
+            tokens = (*prompt, *request.tokens) if request.tokens else prompt
+            self._prefixes.served(request.epoch, tokens)
 
     def _fail(self, request: Request, error: ParallaxError) -> None:
         if request.phase is Phase.ENDED:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from parallax.fabric.errors import ParallaxError, RingLost
+from parallax.fabric.errors import ParallaxError, PromptTooLong, RingLost
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler import dispatch
@@ -51,8 +51,10 @@ async def dispatcher(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Dispatche
     await made.stop()
 
 
-def ask(dispatcher: Dispatcher) -> asyncio.Task[list[Token | Finish]]:
-    generation = Generation("m", (1, 2, 3), Sampling(seed=1), 8, frozenset())
+def ask(
+    dispatcher: Dispatcher, *, prompt: int = 3, client: str = ""
+) -> asyncio.Task[list[Token | Finish]]:
+    generation = Generation("m", (1,) * prompt, Sampling(seed=1), 8, frozenset(), client)
 
     async def read() -> list[Token | Finish]:
         return [event async for event in dispatcher.generate(generation)]
@@ -163,3 +165,101 @@ async def test_a_late_load_of_a_ring_that_is_no_more_is_not_kept(dispatcher: Dis
     dispatcher.ring_down(1)
     dispatcher.head_report(wire.HeadReport(epoch=1, load=wire.HeadLoad(decoding=1)))
     assert dispatcher.loads == {}
+
+
+async def test_a_request_is_not_sent_to_a_head_whose_caches_have_no_room(
+    dispatcher: Dispatcher,
+) -> None:
+    costs = [wire.CacheCost(bytes_per_token=1), wire.CacheCost(bytes_per_token=2)]
+    dispatcher.ring_up(1, "a", [], 4, 1.0, context_tokens=1000, costs=costs)
+    first = ask(dispatcher)
+    await until(lambda: dispatcher.running == 1)
+    second = ask(dispatcher, prompt=600)
+    await until(lambda: dispatcher.running == 2)
+    budget, needed = 4096, 2 * 768
+    load = wire.HeadLoad(
+        decoding=2, free_rows=2, charged_bytes=budget - needed + 1, budget_bytes=budget
+    )
+    dispatcher.head_report(wire.HeadReport(epoch=1, load=load))
+    third = ask(dispatcher, prompt=600)
+    await until(lambda: dispatcher.waiting == 1)
+    load.charged_bytes -= 1
+    dispatcher.head_report(wire.HeadReport(epoch=1, load=load))
+    assert (dispatcher.running, dispatcher.waiting) == (3, 0)
+    for task in (first, second, third):
+        task.cancel()
+
+
+async def test_a_prompt_that_no_ring_holds_ends_with_how_much_they_do(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "a", [], 1, 1.0, context_tokens=100)
+    with pytest.raises(PromptTooLong, match="at most 99 tokens"):
+        await ask(dispatcher, prompt=100)
+    running, waiting = ask(dispatcher, prompt=90), ask(dispatcher, prompt=99)
+    await until(lambda: (dispatcher.running, dispatcher.waiting) == (1, 1))
+    dispatcher.ring_up(2, "b", [], 1, 1.0, context_tokens=95)
+    dispatcher.ring_down(1)
+    with pytest.raises(PromptTooLong, match="at most 94 tokens"):
+        await waiting
+    assert dispatcher.running == 1
+    running.cancel()
+
+
+async def test_a_client_with_one_request_goes_before_the_rest_of_one_with_many(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "a", [], 1, 1.0)
+    many = [ask(dispatcher, client="many") for _ in range(100)]
+    await until(lambda: dispatcher.running + dispatcher.waiting == 100)
+    one = ask(dispatcher, client="one")
+    await until(lambda: dispatcher.running + dispatcher.waiting == 101)
+    submitted = Link.made[0].submitted
+    for count in (2, 3):
+        event = wire.EndEvent(request=submitted[-1].request, attempt=1, reason=wire.END_STOP)
+        dispatcher.head_report(wire.HeadReport(epoch=1, ends=[event]))
+        await until(lambda count=count: len(submitted) == count)  # type: ignore[misc]
+    assert [submit.request for submit in submitted] == [1, 101, 2]
+    assert await one == [Finish(Reason.STOP)]
+    for task in many:
+        task.cancel()
+
+
+async def test_of_idle_rings_the_one_that_served_the_prompts_beginning_gets_it(
+    dispatcher: Dispatcher,
+) -> None:
+    for epoch in (1, 2):
+        dispatcher.ring_up(epoch, "a", [], 4, 1.0)
+
+    async def ask_to_the_end(number: int, prompt: tuple[int, ...]) -> int:
+        """The ring that got it."""
+        generation = Generation("m", prompt, Sampling(seed=1), 8, frozenset())
+        events = dispatcher.generate(generation)
+        answer = asyncio.ensure_future(anext(events))
+
+        def rings() -> list[int]:
+            return [k.epoch for k in Link.made if any(s.request == number for s in k.submitted)]
+
+        await until(lambda: bool(rings()))
+        (ring,) = rings()
+        event = wire.TokenEvent(request=number, attempt=1, index=0, token=9)
+        dispatcher.head_report(wire.HeadReport(epoch=ring, tokens=[event]))
+        await answer
+        await events.aclose()
+        return ring
+
+    system = tuple(range(64))
+    busy = asyncio.ensure_future(ask_to_the_end(1, (7,) * 9))
+    assert await busy == 1, "the first of equals"
+    holding = dispatcher.generate(Generation("m", (8,), Sampling(seed=1), 900, frozenset()))
+    held = asyncio.ensure_future(anext(holding))
+    await until(lambda: dispatcher.running == 1)
+    assert await ask_to_the_end(3, (*system, 1)) == 2, "the other one has work"
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    await until(lambda: dispatcher.running == 0)
+    assert await ask_to_the_end(4, (*system, 2, 3)) == 2, "it has the prompt's beginning"
+    assert await ask_to_the_end(5, (5,) * 40) == 1
+    dispatcher.ring_down(2)
+    dispatcher.ring_up(3, "a", [], 4, 1.0)
+    assert await ask_to_the_end(6, (*system, 4)) == 1, "its caches went with it"
