@@ -20,7 +20,7 @@ from parallax.fabric.errors import (
     UnknownArchitecture,
     from_fault,
 )
-from parallax.fabric.events import Event, Loading, NodeJoined, NodeLeft, Problem, Ready
+from parallax.fabric.events import Event, NodeJoined, NodeLeft, Problem, Ready
 from parallax.fabric.models import ModelFolder
 from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.tasks import Tasks
@@ -36,13 +36,15 @@ from parallax.scheduler.membership import (
     Change,
     Member,
     NodeArrived,
+    NodeFacts,
     NodeGone,
     NodeReady,
     NodeState,
 )
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import ModelFacts
-from parallax.scheduler.planner import LinkFacts, make_plan
+from parallax.scheduler.planner import LinkFacts
+from parallax.scheduler.planning import Planning
 from parallax.scheduler.reconciler import (
     Instruction,
     NeedEpoch,
@@ -54,17 +56,17 @@ from parallax.scheduler.reconciler import (
     RingUp,
 )
 from parallax.scheduler.roster import Roster
-from parallax.scheduler.setbacks import Setbacks
+from parallax.scheduler.setbacks import Setbacks, hanging
 from parallax.scheduler.shape import forms_of, shape_of
-from parallax.scheduler.speeds import level
 from parallax.scheduler.stage_metrics import StageMetrics
-from parallax.scheduler.status import status_of
+from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
 
 log = logging.getLogger(__name__)
 
 STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 RELOAD_S = 60.0  # files get mended, and networks come back
+LOOK_S = 2.0  # between two looks for better rings
 
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
@@ -87,8 +89,10 @@ class ClusterService:
         self._on_event = on_event
         self._roster = Roster(peer_id, self._limits)
         self.members = self._roster.members
-        self.reconciler = Reconciler(self._form)
-        self.requests = Dispatcher(self._limits, self._ring_broken)
+        self.reconciler = Reconciler(self._form, self._has_room)
+        self.requests = Dispatcher(
+            self._limits, self._ring_broken, lambda: bool(self.reconciler.rings)
+        )
         self.chosen: Chosen | None = None
         self.problem: ParallaxError | None = None
         self.missing_bytes: int | None = None
@@ -96,6 +100,9 @@ class ClusterService:
         self._stage_metrics = StageMetrics(metrics)
         self._head_metrics = HeadMetrics(metrics)
         self._setbacks = Setbacks(self._limits)
+        self._planning = Planning(self._limits)
+        self._next_look = 0.0
+        self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
@@ -174,6 +181,7 @@ class ClusterService:
         if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
             return  # chosen twice: what it serves or loads already goes on
         await self._leave_model()
+        self._planning.observed.forget_model()
         self.chosen = Chosen(folder, facts, nodes)
         self.problem = None
         self._plan()
@@ -222,10 +230,11 @@ class ClusterService:
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
             case "broken":
                 self._ring_broken(report.broken.epoch, from_fault(report.broken.fault))
-            case "health" if self.reconciler.by_epoch(report.health.epoch) is not None:
+            case "health" if ring := self.reconciler.by_epoch(report.health.epoch):
                 health = report.health
+                self._stage_metrics.observe(health, self.name_of(node_id))
+                self._planning.observed.observe(health, ring)
                 self._busy(node_id, health.since_progress_s, stepped=health.decode_frames > 0)
-                self._stage_metrics.observe(report.health, self.name_of(node_id))
             case "link":
                 path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
                 self._roster.paths[node_id, report.link.node_id] = path
@@ -264,30 +273,27 @@ class ClusterService:
                 self._do(self.reconciler.node_down(change.node_id))
                 self._roster.gone(change)
                 self._setbacks.gone(change.node_id)
+                self._planning.observed.forget_node(change.node_id)
                 self._on_event(NodeLeft(name, change.reason))
                 replan = True
         if replan:
+            self._planning.replanning.members_changed()
             self._plan()
 
     def _plan(self) -> None:
         """Plans rings over the nodes that have no place yet."""
         chosen = self.chosen
-        if chosen is None:
+        if chosen is None or self.reconciler.moving:
             return
-        usable = [m for m in self.members.usable() if self._plannable(m, chosen)]
+        usable = self._usable(chosen)
         busy = self.reconciler.busy_nodes()
-        free = [m.facts for m in usable if m.facts.node_id not in busy]
+        free = [facts for facts in usable if facts.node_id not in busy]
         if not free or (not chosen.began and len(usable) < chosen.nodes):
             return
-        wanted = chosen.nodes if not busy else min(chosen.nodes, len(free))
+        if self._reconsider(chosen, usable, time.monotonic()):
+            return
         try:
-            plan = make_plan(
-                chosen.facts,
-                level(free),
-                self._roster.paths,
-                cuts=chosen.cuts,
-                min_nodes=min(wanted, len(free)),
-            )
+            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes)
         except ModelTooBig as error:
             if not busy:
                 self.missing_bytes = int(error.fields.get("missing_bytes", 0))
@@ -297,15 +303,42 @@ class ClusterService:
         self.missing_bytes = None
         if not chosen.failed:
             self.problem = None
-        for ring in plan.rings:
-            places = tuple(Place(s.node_id, s.first, s.end) for s in ring.stages)
-            wanted_ring = Ring(chosen.source, places, ring.throughput_tokens_s)
-            self._do(self.reconciler.want(wanted_ring))
+        for ring in rings:
+            self._do(self.reconciler.want(ring))
 
-    def _plannable(self, member: Member, chosen: Chosen) -> bool:
-        node_id = member.facts.node_id
-        known = member.state is not NodeState.JOINING
-        return known and node_id not in chosen.failed and not self._setbacks.stuck(node_id)
+    def _reconsider(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> bool:
+        """Begins to move the rings that serve to better ones, if there are such."""
+        rings, paths = self.reconciler.rings, self._roster.paths
+        change = self._planning.change(chosen, usable, paths, rings, now)
+        if change is not None:
+            log.info("rings move: %s", [ring.places for ring in change.new])
+            self._do(self.reconciler.move(change.old, change.new))
+        return change is not None
+
+    def _look(self, now: float) -> None:
+        """Now and then: have figures or nodes made better rings possible?"""
+        self._next_look = now + LOOK_S
+        chosen = self.chosen
+        if chosen is None or self.reconciler.moving:
+            return
+        usable = self._usable(chosen)
+        left = {facts.node_id for facts in usable} - self.reconciler.busy_nodes()
+        if not self._reconsider(chosen, usable, now) and left != self._left_out:
+            self._plan()
+            self._left_out = left
+
+    def _has_room(self, ring: Ring, place: Place) -> bool:
+        member = self.members.get(place.node_id)
+        if self.chosen is None or member is None:
+            return False
+        held = self.reconciler.held(place.node_id)
+        return self._planning.has_room(self.chosen, place, held, member.facts.budget_bytes)
+
+    def _usable(self, chosen: Chosen) -> list[NodeFacts]:
+        """The nodes that can be planned with."""
+        known = [m.facts for m in self.members.usable() if m.state is not NodeState.JOINING]
+        fit = (f for f in known if not self._setbacks.stuck(f.node_id))
+        return [facts for facts in fit if facts.node_id not in chosen.failed]
 
     def _do(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
@@ -316,9 +349,10 @@ class ClusterService:
                     self._tasks.start(self._issue_epoch(ring))
                 case RingUp(ring):
                     self._ring_up(ring)
-                case RingDown(_, epoch):
-                    self.requests.ring_down(epoch)
+                case RingDown(_, epoch, moved):
+                    self.requests.ring_down(epoch, moved=moved)
                     self._stage_metrics.forget(epoch)
+                    self._planning.observed.forget_epoch(epoch)
 
     async def _issue_epoch(self, ring: Ring) -> None:
         await asyncio.sleep(self._setbacks.pause_s(ring.nodes))
@@ -343,6 +377,7 @@ class ClusterService:
             self.chosen.facts.context_tokens,
             accelerated=all(hello.facts.backend != "cpu" for hello in hellos),
             limits=self._limits,
+            speculation=self.settings.speculation,
         )
         ring.context_tokens = shape.context_tokens
         # Every request must fit every ring.
@@ -387,14 +422,7 @@ class ClusterService:
         for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
             self._do(self.reconciler.retire(ring))
         self._plan()
-        name = self.name_of(node_id)
-        self._trouble(
-            StageStuck(
-                f"{name} hangs",
-                f"its compute thread has been in one job for {busy_s:.0f} s",
-                f"Others take over where they can; if it stays, start {name} again",
-            )
-        )
+        self._trouble(hanging(self.name_of(node_id), busy_s))
 
     def _stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
         error = from_fault(failed.fault)
@@ -417,13 +445,7 @@ class ClusterService:
 
     def _loading(self, node_id: str, progress: wire.LoadProgress) -> None:
         self.reconciler.stage_progress(node_id, progress)
-        stage = progress.stage
-        fraction = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
-        text = (
-            f"{stage.model.name} layers {stage.first}-{stage.end - 1} "
-            f"on {self.name_of(node_id)}: {progress.phase}"
-        )
-        self._on_event(Loading(text, fraction))
+        self._on_event(loading_of(progress, self.name_of(node_id)))
 
     def _trouble(self, error: ParallaxError) -> None:
         if self.problem is None or self.problem.sentence != error.sentence:
@@ -444,6 +466,8 @@ class ClusterService:
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))
+        if now >= self._next_look:
+            self._look(now)
         for node_id in [n for n, due in self._retries.items() if now >= due]:
             del self._retries[node_id]
             if self.chosen is not None and node_id in self.chosen.failed:

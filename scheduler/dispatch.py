@@ -46,11 +46,18 @@ class Dispatcher:
     Args:
         limits: queue and time-outs.
         lost: told when a head's stream broke; the epoch is then over.
+        ring_coming: whether a ring is planned, so that requests may wait for it.
     """
 
-    def __init__(self, limits: Limits, lost: Callable[[int, ParallaxError], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        lost: Callable[[int, ParallaxError], None],
+        ring_coming: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._limits = limits
         self._lost = lost
+        self._ring_coming = ring_coming
         self._router = Router(limits, self._known_tokens)
         self._prefixes = KnownPrefixes()
         self._requests: dict[int, Request] = {}
@@ -105,8 +112,11 @@ class Dispatcher:
         self._router.ring_up(epoch, slots, tokens_s)
         self._dispatch()
 
-    def ring_down(self, epoch: int) -> None:
-        """An epoch is over: its requests go back to the front of the queue."""
+    def ring_down(self, epoch: int, *, moved: bool = False) -> None:
+        """An epoch is over: its requests go back to the front of the queue.
+
+        ``moved``: it did not break, another ring takes its place.
+        """
         link = self._links.pop(epoch, None)
         self.loads.pop(epoch, None)
         self._prefixes.forget(epoch)
@@ -117,7 +127,7 @@ class Dispatcher:
         task.add_done_callback(self._closing.discard)
         for number in self._router.ring_down(epoch):
             request = self._requests[number]
-            if not request.ring_lost(epoch):
+            if not request.ring_lost(epoch, moved=moved):
                 continue
             if request.losses >= LOSSES_IN_A_ROW:
                 self._fail(request, _hopeless(request.losses))
@@ -165,7 +175,7 @@ class Dispatcher:
         number = next(self._ids)
         request = Request(number, generation, deadline=now + self._limits.request_s)
         cost = len(generation.prompt) + generation.max_tokens
-        self._router.enqueue(number, generation.client, cost, now)
+        self._router.enqueue(number, generation.client, cost, now, ring_coming=self._ring_coming())
         self._requests[number] = request
         answer = self._answers[number] = _Answer()
         try:

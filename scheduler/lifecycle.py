@@ -77,11 +77,14 @@ class Request:
         self.phase = Phase.QUEUED
         return None
 
-    def ring_lost(self, epoch: int) -> bool:
-        """An epoch is over; True when this request ran there and must go again."""
+    def ring_lost(self, epoch: int, *, moved: bool = False) -> bool:
+        """An epoch is over; True when this request ran there and must go again.
+
+        A ring that ``moved`` did not break on anything: it does not count against the request.
+        """
         if self.phase is Phase.RUNNING and self.epoch == epoch:
             self.phase = Phase.QUEUED
-            self.losses += 1
+            self.losses += not moved
             return True
         return False
 

@@ -23,6 +23,7 @@ from parallax.scheduler.stage_costs import (
     LinkFacts,
     Links,
     StageCosts,
+    decode_s,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "StagePlan",
     "improves",
     "make_plan",
+    "rate",
 ]
 
 
@@ -94,6 +96,36 @@ def make_plan(
     if not layouts:
         raise _too_big(costs)
     return _plan(costs, layouts, exact)
+
+
+def rate(
+    model: ModelFacts,
+    nodes: Sequence[NodeFacts],
+    links: Links,
+    rings: Iterable[Sequence[StagePlan]],
+    default_link: LinkFacts = DEFAULT_LINK,
+) -> Plan:
+    """What given rings are expected to do, by the figures that a new plan would be made from."""
+    ordered = sorted(nodes, key=lambda node: node.node_id)
+    costs = StageCosts(model, ordered, links, None, default_link)
+    number = {node.node_id: at for at, node in enumerate(ordered)}
+    rated = []
+    for stages in rings:
+        order = [number[stage.node_id] for stage in stages]
+        times = [
+            decode_s(model, ordered[node], stage.first, stage.end, REFERENCE_ROWS)
+            + (
+                costs.hop_s(node, after)
+                if stage.end < model.layers
+                else costs.return_s(node, after)
+            )
+            for node, after, stage in zip(order, (*order[1:], order[0]), stages, strict=True)
+        ]
+        step_s = max(*times, 1e-12)
+        rated.append(RingPlan(tuple(stages), REFERENCE_ROWS / step_s, sum(times)))
+    throughput = sum(ring.throughput_tokens_s for ring in rated)
+    latency_s = max((ring.latency_s for ring in rated), default=0.0)
+    return Plan(tuple(rated), throughput, latency_s, max(throughput, costs.bound_tokens_s()))
 
 
 def improves(old: Plan | None, new: Plan, margin: float = 0.1) -> bool:

@@ -4,12 +4,16 @@ A ring goes through *loading* (its nodes read their layers), *forming* (it has a
 epoch and its neighbours open their streams) and *ready*. An epoch that breaks
 sends its ring back to forming, under a new epoch, as long as its nodes live.
 Weights that no ring wants are let go last, when every desired ring is ready, or
-at once on a node that cannot hold both.
+when their node loads something else; what the new stage shares with them stays.
+
+A *move* puts rings in the place of others. The new are made while the old serve,
+and the old go when all of the new are ready. What a node cannot hold beside the
+old waits until everything else is loaded; then the old go first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,10 +81,11 @@ class RingUp:
 
 @dataclass(frozen=True, slots=True)
 class RingDown:
-    """The epoch is over; its requests must move."""
+    """The epoch is over; its requests must go elsewhere."""
 
     ring: Ring
     epoch: int
+    moved: bool = False  # nothing broke: another ring takes its place
 
 
 Instruction = Order | NeedEpoch | RingUp | RingDown
@@ -96,16 +101,31 @@ class _Holding:
     progress: dict[StageKey, wire.LoadProgress] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Move:
+    """Rings that take the place of others; ``old`` is empty once those are gone."""
+
+    old: list[Ring]
+    new: list[Ring]
+
+
 class Reconciler:
     """Brings the cluster to the rings that are wanted.
 
     Args:
         form: builds the order that forms a ring, given the ring and its stages' reports.
+        has_room: whether a node can hold a stage beside everything that it holds now.
     """
 
-    def __init__(self, form: Callable[[Ring, list[wire.StageReady]], list[wire.FormRing]]) -> None:
+    def __init__(
+        self,
+        form: Callable[[Ring, list[wire.StageReady]], list[wire.FormRing]],
+        has_room: Callable[[Ring, Place], bool] = lambda _ring, _place: True,
+    ) -> None:
         self._form = form
+        self._has_room = has_room
         self._nodes: dict[str, _Holding] = {}
+        self._move: _Move | None = None
         self.rings: list[Ring] = []
 
     # ------------------------------------------------------------------ events
@@ -120,16 +140,23 @@ class Reconciler:
         self._nodes.pop(node_id, None)
         out: list[Instruction] = []
         for ring in [r for r in self.rings if node_id in r.nodes]:
-            out += self._retire(ring)
-        return out
+            out += self._lose(ring)
+        return [*out, *self._go_on()]
 
     def want(self, ring: Ring) -> list[Instruction]:
         """One more ring is wanted."""
         self.rings.append(ring)
         return self._advance()
 
+    def move(self, old: Sequence[Ring], new: Sequence[Ring]) -> list[Instruction]:
+        """These new rings are to take the place of those old ones, one move at a time."""
+        self._move = _Move(list(old), list(new))
+        self.rings += new
+        return self._advance()
+
     def want_none(self) -> list[Instruction]:
         """No ring is wanted any more (another model was chosen)."""
+        self._move = None
         out: list[Instruction] = []
         for ring in list(self.rings):
             out += self._retire(ring)
@@ -137,7 +164,7 @@ class Reconciler:
 
     def retire(self, ring: Ring) -> list[Instruction]:
         """This ring is wanted no more."""
-        return [*self._retire(ring), *self._advance()]
+        return [*self._lose(ring), *self._advance()]
 
     def stage_ready(self, node_id: str, ready: wire.StageReady) -> list[Instruction]:
         """A node holds a stage."""
@@ -165,9 +192,10 @@ class Reconciler:
         out: list[Instruction] = []
         place = Place(node_id, stage.first, stage.end)
         for ring in list(self.rings):
-            if ring.model.digest == stage.model.digest and place in ring.places:
-                out += self._retire(ring)
-        return out
+            wanted = ring.model.digest == stage.model.digest and place in ring.places
+            if wanted and ring in self.rings:  # not given up with another one
+                out += self._lose(ring)
+        return [*out, *self._go_on()]
 
     def epoch_issued(self, ring: Ring, epoch: int) -> list[Instruction]:
         """The new epoch is written down: its nodes may form the ring."""
@@ -204,6 +232,19 @@ class Reconciler:
         return [*out, *self._advance()]
 
     # ------------------------------------------------------------------- state
+
+    @property
+    def moving(self) -> bool:
+        """Whether rings are being put in the place of others."""
+        return self._move is not None
+
+    def held(self, node_id: str) -> list[wire.StageReady]:
+        """The stages that a node holds or loads; of the latter, only the range is known."""
+        holding = self._nodes.get(node_id)
+        if holding is None:
+            return []
+        loading = [wire.StageReady(stage=stage) for stage in holding.loading.values()]
+        return [*holding.ready.values(), *loading]
 
     def by_epoch(self, epoch: int) -> Ring | None:
         """The ring of a living epoch."""
@@ -246,16 +287,48 @@ class Reconciler:
 
     def _advance(self) -> list[Instruction]:
         out: list[Instruction] = []
-        for ring in self.rings:
+        for ring in list(self.rings):
             if ring.state is RingState.LOADING:
                 out += self._load(ring)
-        if self.rings and all(ring.state is RingState.READY for ring in self.rings):
+        out += self._go_on_moving()
+        if self.rings and not self.moving and all(r.state is RingState.READY for r in self.rings):
             out += self._let_go(set(self._nodes))
         return out
+
+    def _go_on(self) -> list[Instruction]:
+        """After a loss: a new plan comes first, and it may want what is held; a move goes on."""
+        return self._advance() if self.moving else []
+
+    def _go_on_moving(self) -> list[Instruction]:
+        move = self._move
+        if move is None:
+            return []
+        out: list[Instruction] = []
+        done = all(ring.state is RingState.READY for ring in move.new)
+        stuck = not done and not any(map(self._under_way, move.new))
+        if not done and not (stuck and move.old):
+            return []
+        for ring in list(move.old):
+            out += self._retire(ring, moved=True)
+        if done:
+            self._move = None
+        else:  # now there is room
+            for ring in move.new:
+                if ring.state is RingState.LOADING:
+                    out += self._load(ring)
+        return out
+
+    def _under_way(self, ring: Ring) -> bool:
+        """Whether a ring will come further without the old ones' going."""
+        if ring.state in (RingState.WANTS_EPOCH, RingState.FORMING):
+            return True
+        return any(_key(ring, p) in self._nodes[p.node_id].loading for p in ring.places)
 
     def _load(self, ring: Ring) -> list[Instruction]:
         out: list[Instruction] = []
         complete = True
+        move = self._move
+        patient = move is not None and bool(move.old) and ring in move.new
         for place in ring.places:
             holding = self._nodes.get(place.node_id)
             if holding is None:
@@ -264,17 +337,24 @@ class Reconciler:
             if key in holding.ready:
                 continue
             complete = False
-            if key not in holding.loading:
-                # The planner counts on the whole budget: what no ring wants makes room first.
-                out += self._let_go({place.node_id})
-                stage = wire.StageRange(model=ring.model, first=place.first, end=place.end)
-                holding.loading[key] = stage
-                load = wire.NodeOrder(load=wire.LoadStage(stage=stage))
-                out.append(Order(place.node_id, load))
+            if key in holding.loading or (patient and not self._has_room(ring, place)):
+                continue
+            out += self._order_load(ring, place, holding)
         if complete:
             ring.state = RingState.WANTS_EPOCH
             out.append(NeedEpoch(ring))
         return out
+
+    def _order_load(self, ring: Ring, place: Place, holding: _Holding) -> list[Instruction]:
+        """What no ring wants makes room first: the planner counts on the whole budget."""
+        stage = wire.StageRange(model=ring.model, first=place.first, end=place.end)
+        load = wire.LoadStage(stage=stage)
+        wanted = {_key(r, p) for r in self.rings for p in r.places if p.node_id == place.node_id}
+        for key in [k for k in holding.ready if k not in wanted and k[0] == ring.model.digest]:
+            load.instead_of.append(holding.ready.pop(key).stage)
+        out = self._let_go({place.node_id})
+        holding.loading[_key(ring, place)] = stage
+        return [*out, Order(place.node_id, wire.NodeOrder(load=load))]
 
     def _let_go(self, nodes: set[str]) -> list[Instruction]:
         wanted = {(p.node_id, _key(r, p)) for r in self.rings for p in r.places}
@@ -289,12 +369,31 @@ class Reconciler:
                     out.append(Order(node_id, unload))
         return out
 
-    def _retire(self, ring: Ring) -> list[Instruction]:
-        out = self._end_epoch(ring)
-        self.rings.remove(ring)
+    def _lose(self, ring: Ring) -> list[Instruction]:
+        """A ring cannot be: a move to it is given up, while there are old rings to stay with."""
+        move = self._move
+        lost_new = move is not None and ring in move.new
+        out = self._retire(ring)
+        if move is not None and lost_new:
+            if move.old:
+                for other in list(move.new):
+                    out += self._retire(other, moved=True)
+            if move.old or not move.new:
+                self._move = None
         return out
 
-    def _end_epoch(self, ring: Ring) -> list[Instruction]:
+    def _retire(self, ring: Ring, *, moved: bool = False) -> list[Instruction]:
+        if ring not in self.rings:
+            return []
+        out = self._end_epoch(ring, moved=moved)
+        self.rings.remove(ring)
+        if self._move is not None:
+            for rings in (self._move.old, self._move.new):
+                if ring in rings:
+                    rings.remove(ring)
+        return out
+
+    def _end_epoch(self, ring: Ring, *, moved: bool = False) -> list[Instruction]:
         if ring.state not in (RingState.FORMING, RingState.READY):
             return []
         out: list[Instruction] = [
@@ -303,7 +402,7 @@ class Reconciler:
             if node in self._nodes
         ]
         if ring.state is RingState.READY:
-            out.append(RingDown(ring, ring.epoch))
+            out.append(RingDown(ring, ring.epoch, moved))
         ring.state = RingState.LOADING
         return out
 

@@ -89,14 +89,16 @@ class Router:
         """Requests on rings."""
         return sum(len(ring.running) for ring in self._rings.values())
 
-    def enqueue(self, id: int, client: str, cost_tokens: int, now: float) -> None:
+    def enqueue(
+        self, id: int, client: str, cost_tokens: int, now: float, *, ring_coming: bool = False
+    ) -> None:
         """A new request waits for its turn; ``id`` is new, ``cost_tokens`` its expected work.
 
         Raises:
-            NoRing: no ring serves at the moment.
+            NoRing: no ring serves at the moment, and none is coming.
             QueueFull: no place is left.
         """
-        if not self._rings:
+        if not self._rings and not ring_coming:
             raise NoRing(
                 "No ring of nodes serves the model at the moment",
                 "Nodes are missing, or they are still loading.",

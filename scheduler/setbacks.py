@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from parallax.fabric.errors import StageStuck
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
 
 FREE_BREAKS = 3  # so many in a row cost no pause
@@ -91,3 +92,12 @@ class Setbacks:
         for known in (self._breaks, self._up_since):
             for nodes in [nodes for nodes in known if node_id in nodes]:
                 del known[nodes]
+
+
+def hanging(name: str, busy_s: float) -> StageStuck:
+    """What people are told of a node that hangs."""
+    return StageStuck(
+        f"{name} hangs",
+        f"its compute thread has been in one job for {busy_s:.0f} s",
+        f"Others take over where they can; if it stays, start {name} again",
+    )

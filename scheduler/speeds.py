@@ -1,4 +1,4 @@
-"""Measured speeds, with the noise taken out. Pure."""
+"""Speeds that nodes measured at their start, levelled by chip. Pure."""
 
 from __future__ import annotations
 

@@ -167,6 +167,18 @@ class StageCosts:
         return self._links.get(pair, self._default_link)
 
 
+def decode_s(model: ModelFacts, node: NodeFacts, first: int, end: int, rows: float) -> float:
+    """Seconds that a decode step of so many rows is expected to take; 0 if it cannot be told."""
+    if node.bandwidth_bytes_s <= 0 or node.flops <= 0:
+        return 0.0
+    read = float(sum(model.layer_read_bytes[first:end]))
+    work = sum(model.layer_flops[first:end])
+    if end == model.layers:
+        read += model.last_bytes
+        work += model.head_flops
+    return max(read / node.bandwidth_bytes_s, rows * work / node.flops)
+
+
 def _plausible(link: LinkFacts) -> bool:
     """Nodes report links; one that measured nonsense is taken for a default link."""
     return 0 <= link.round_trip_s < math.inf and 0 < link.bandwidth_bytes_s < math.inf

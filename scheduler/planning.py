@@ -1,0 +1,165 @@
+"""What the cluster plans with, and the rings that come of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallax.fabric.errors import ModelTooBig
+from parallax.fabric.limits import DEFAULT_LIMITS, Limits
+from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.chosen import Chosen
+from parallax.scheduler.membership import NodeFacts
+from parallax.scheduler.observed_speeds import ObservedSpeeds
+from parallax.scheduler.planner import Plan, StagePlan, make_plan, rate
+from parallax.scheduler.reconciler import Place, Ring, RingState
+from parallax.scheduler.replanning import Replanning
+from parallax.scheduler.room import has_room
+from parallax.scheduler.speeds import level
+from parallax.scheduler.stage_costs import LinkFacts, Links
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Rings that should take the place of others."""
+
+    old: list[Ring]
+    new: list[Ring]
+
+
+class Planning:
+    """Plans for a chosen model from what nodes measured at their start and showed at work."""
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.observed = ObservedSpeeds()
+        self.replanning = Replanning(limits)
+        self._judged: dict[int, tuple[object, Plan | None, Plan]] = {}  # by number of stages
+
+    def rings_for(
+        self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links, min_nodes: int
+    ) -> list[Ring]:
+        """The best rings of nodes that have none.
+
+        Raises:
+            ModelTooBig: these nodes cannot hold the model.
+        """
+        facts, links, unknown = self._figures(chosen, nodes, paths)
+        least = min(min_nodes, len(nodes))
+        plan = make_plan(
+            chosen.facts,
+            facts,
+            links,
+            cuts=chosen.cuts,
+            min_nodes=least,
+            default_link=unknown,
+        )
+        return _rings(chosen, plan)
+
+    def change(
+        self,
+        chosen: Chosen,
+        nodes: Sequence[NodeFacts],
+        paths: Links,
+        rings: Sequence[Ring],
+        now: float,
+    ) -> Change | None:
+        """What should take the place of rings that all serve, if anything.
+
+        Either a node is free with which rings come nearer to the number of stages that was asked
+        for, or the new plan has been better by the margin for long enough.
+        """
+        if not rings or any(ring.state is not RingState.READY for ring in rings):
+            return None
+        better = self._better(chosen, nodes, paths, rings, now)
+        if better is None:
+            return None
+        kept = {ring.places for ring in rings} & {ring.places for ring in better}
+        new = [ring for ring in better if ring.places not in kept]
+        if not new:
+            return None
+        self.replanning.moved(now)
+        return Change([ring for ring in rings if ring.places not in kept], new)
+
+    def _better(
+        self,
+        chosen: Chosen,
+        nodes: Sequence[NodeFacts],
+        paths: Links,
+        rings: Sequence[Ring],
+        now: float,
+    ) -> list[Ring] | None:
+        least = min(len(ring.places) for ring in rings)
+        wish = min(chosen.nodes, len(nodes))
+        busy = {node for ring in rings for node in ring.nodes}
+        figures = self._figures(chosen, nodes, paths)
+        if least < wish and any(node.node_id not in busy for node in nodes):
+            longer, _ = self._judge(chosen, figures, rings, wish)
+            if longer is not None and min(len(r.stages) for r in longer.rings) > least:
+                return _rings(chosen, longer)
+        best, present = self._judge(chosen, figures, rings, min(wish, least))
+        if best is None or not self.replanning.is_due(present, best, now):
+            return None
+        return _rings(chosen, best)
+
+    def has_room(
+        self,
+        chosen: Chosen,
+        place: Place,
+        held: Sequence[wire.StageReady],
+        budget_bytes: int,
+    ) -> bool:
+        """Whether a node can load a stage beside what it holds."""
+        stage = wire.StageRange(model=chosen.source, first=place.first, end=place.end)
+        cache_bytes = self.observed.cache_bytes(place.node_id)
+        return has_room(
+            chosen.facts, stage, held, budget_bytes=budget_bytes, cache_bytes=cache_bytes
+        )
+
+    def _figures(
+        self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links
+    ) -> tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts]:
+        facts = self.observed.corrected(chosen.facts, level(nodes))
+        links, unknown = self.observed.links(paths)
+        return facts, links, unknown
+
+    def _judge(
+        self,
+        chosen: Chosen,
+        figures: tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts],
+        rings: Sequence[Ring],
+        min_nodes: int,
+    ) -> tuple[Plan | None, Plan]:
+        """The best plan and what the present rings do by the same figures; remembered for these."""
+        facts, links, unknown = figures
+        places = tuple(ring.places for ring in rings)
+        asked = chosen.folder.digest, facts, links, unknown, places, chosen.cuts
+        judged = self._judged.get(min_nodes)
+        if judged is not None and judged[0] == asked:
+            return judged[1], judged[2]
+        stages = [[StagePlan(p.node_id, p.first, p.end) for p in ring] for ring in places]
+        present = rate(chosen.facts, facts, links, stages, unknown)
+        best: Plan | None
+        try:
+            best = make_plan(
+                chosen.facts,
+                facts,
+                links,
+                cuts=chosen.cuts,
+                min_nodes=min_nodes,
+                default_link=unknown,
+            )
+        except ModelTooBig:  # budgets are smaller than when the rings were made
+            best = None
+        self._judged[min_nodes] = asked, best, present
+        return best, present
+
+
+def _rings(chosen: Chosen, plan: Plan) -> list[Ring]:
+    return [
+        Ring(
+            chosen.source,
+            tuple(Place(s.node_id, s.first, s.end) for s in ring.stages),
+            ring.throughput_tokens_s,
+        )
+        for ring in plan.rings
+    ]

@@ -1,0 +1,118 @@
+"""Running rings move to better plans: clients see a pause at most, and every token as it was."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import Cluster, boot
+from tests.models import make_model
+from tests.reference import Reference
+from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
+from tests.system.test_life import kill_stage
+
+MOVE_S = 120.0
+
+
+def stages(status: dict[str, Any]) -> list[int]:
+    return [len(ring["stages"]) for ring in status["rings"] if ring["status"] == "ready"]
+
+
+def stream(cluster: Cluster, prompt: str, seen: Callable[[], None], **fields: Any) -> str:
+    """A streamed answer's text; ``seen`` is called with every event."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
+    request = urllib.request.Request(
+        cluster.url + "/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    text = ""
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        for line in answer:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            text += event["choices"][0]["delta"].get("content") or ""
+            seen()
+    return text
+
+
+def test_a_third_node_joins_under_load_and_every_stream_goes_on_as_if_nothing_had_happened(
+    model: Path, reference: Reference
+) -> None:
+    tokens = 400
+    asked = [
+        (prompt, fields) for prompt in PROMPTS[1:3] for fields in ({"temperature": 0}, SAMPLED)
+    ]
+    expected = [
+        reference.text(reference.sampled(p, tokens, sampling_of(fields), ends=False))
+        for p, fields in asked
+    ]
+    with boot(model, nodes=3) as cluster, ThreadPoolExecutor(len(asked)) as pool:
+        kill_stage(cluster, 1)
+        before = cluster.wait(lambda s: stages(s) == [2])["rings"][0]["epoch"]
+        counts = [0] * len(asked)
+
+        def ask(number: int) -> str:
+            def seen() -> None:
+                counts[number] += 1
+
+            prompt, fields = asked[number]
+            body = {"max_tokens": tokens, "ignore_eos": True, **fields}
+            return stream(cluster, prompt, seen, **body)
+
+        answers = [pool.submit(ask, number) for number in range(len(asked))]
+        cluster.wait(lambda _: all(counts))
+        cluster.join("third")
+        status = cluster.wait(lambda s: stages(s) == [3], MOVE_S)
+        running = [answer for answer in answers if not answer.done()]
+        assert running, "all answers were over before the ring moved: this proves nothing"
+        assert status["rings"][0]["epoch"] > before
+        assert len(status["rings"]) == 1
+        found = [answer.result(timeout=300) for answer in answers]
+        assert found == expected
+        assert cluster.status()["problem"] is None
+
+
+def test_a_ring_that_cannot_be_held_twice_pauses_and_goes_on(tmp_path: Path) -> None:
+    """A node has room for three layers and not for four: the old go before the new come."""
+    model = make_model(tmp_path / "wide", layers=6, hidden=512, max_position_embeddings=512)
+    reference = Reference(model)
+    tokens = 400
+    greedy = sampling_of({"temperature": 0})
+    expected = reference.text(reference.sampled("Hi", tokens, greedy, ends=False))
+    with boot(model, nodes=0, wanted=3) as cluster, ThreadPoolExecutor(2) as pool:
+        for name in ("node0", "node1", "node2"):
+            cluster.join(name, "--memory", "35MB")
+        cluster.wait(lambda s: stages(s) == [3])
+        kill_stage(cluster, 2)
+        cluster.wait(lambda s: stages(s) == [2])
+        count = 0
+
+        def seen() -> None:
+            nonlocal count
+            count += 1
+
+        body = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+        answers = [pool.submit(lambda: stream(cluster, "Hi", seen, **body)) for _ in range(2)]
+        cluster.wait(lambda _: count > 2)
+        cluster.join("third", "--memory", "35MB")
+        cluster.wait(lambda s: stages(s) == [3], MOVE_S)
+        assert not all(answer.done() for answer in answers), "over before the ring moved"
+        for answer in answers:
+            assert answer.result(timeout=300) == expected
+
+
+def test_a_request_waits_for_a_ring_that_is_being_made(model: Path, reference: Reference) -> None:
+    expected = reference.text(reference.greedy("Hi", 16))
+    with boot(model, nodes=0, wanted=2) as cluster, ThreadPoolExecutor(1) as pool:
+        cluster.join("node0")
+        cluster.join("node1")
+        cluster.wait(lambda s: bool(s["rings"]))
+        said = pool.submit(lambda: cluster.chat("Hi", temperature=0, max_tokens=16))
+        assert said.result(120)["choices"][0]["message"]["content"] == expected
