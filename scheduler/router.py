@@ -1,18 +1,21 @@
 """The only queue of the cluster, and which ring a request goes to.
 
-A pure state machine: bounded, first come first served within a client, in turn
-between clients. Every request fits every ring, so whoever is first takes the
-best ring that has a free row.
+A pure state machine. Whoever is first, of those that fit a ring at all, takes the best
+ring that has a free row and room in its caches; while there is none, nobody else
+overtakes, so that large requests come to their turn too.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
 
-from parallax.fabric.errors import NoRing, QueueFull, QueueTimeout
+from parallax.fabric.errors import NoRing, PromptTooLong, QueueFull, QueueTimeout
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
+from parallax.scheduler.fair_queue import FairQueue
+from parallax.scheduler.row_cost import GROWTH_TOKENS
 
 WORK_STEP_TOKENS = 512  # outstanding work counts in such steps, so that a known prefix can decide
 REFUSED_PAUSE_S = 1.0  # a head that had no room is asked again after an end, or after this
@@ -26,26 +29,44 @@ class Dispatch:
     epoch: int
 
 
+class _Line(Enum):
+    """Where a request waits."""
+
+    NEW = "new"  # for its client's turn
+    RETURNED = "returned"  # it had its turn, and goes before everyone else
+
+
 @dataclass(slots=True, eq=False)
 class _Request:
     id: int
     client: str
-    cost_tokens: int
+    cost_tokens: int  # what its turn costs
+    tokens: int  # prompt and answer so far
+    most_tokens: int  # with the longest answer that it may get
     arrival: int
     left_s: float  # of its wait, while no clock runs
     deadline_s: float | None  # None: on a ring, or its clock starts at the next event
     epoch: int | None = None  # its ring, once dispatched
+    waits: _Line | None = None  # None: on a ring, or on none and not put back yet
+
+    @property
+    def soon_tokens(self) -> int:
+        """How long it will soon be: heads take nobody in who has no room to grow."""
+        return min(self.tokens + GROWTH_TOKENS, self.most_tokens)
 
 
 @dataclass(slots=True, eq=False)
 class _Ring:
     slots: int
     tokens_s: float
-    running: dict[int, int] = field(default_factory=dict)  # request -> its tokens
+    context_tokens: int
+    row_bytes: Callable[[int], int]
+    running: dict[int, _Request] = field(default_factory=dict)  # in the order they were sent
     free_rows: int | None = None  # as the head said, less what was sent since
     leaving: int = 0  # sequences that the head still has and we have ended
     refused: bool = False  # its head had no room; the pause starts at the next event
     paused_until_s: float | None = None
+    room_bytes: int | None = None  # of its caches, as the head said, less what was sent since
 
     @property
     def free(self) -> int:
@@ -56,7 +77,24 @@ class _Ring:
 
     @property
     def work_s(self) -> float:
-        return sum(self.running.values()) / self.tokens_s
+        return sum(request.cost_tokens for request in self.running.values()) / self.tokens_s
+
+    def takes(self, tokens: int) -> bool:
+        """Whether a request so long fits this ring when nothing else is there."""
+        return not self.context_tokens or tokens < self.context_tokens
+
+    def charge(self, request: _Request) -> int:
+        """Bytes that a head will charge for this request."""
+        soon = request.soon_tokens
+        return self.row_bytes(min(soon, self.context_tokens or soon))
+
+    def has_room(self, request: _Request) -> bool:
+        """Whether the head may take this request in now; a lone one it takes always."""
+        if not self.takes(request.tokens) or self.free < 1 or self.paused_until_s is not None:
+            return False
+        if not self.running or self.room_bytes is None:
+            return True
+        return self.charge(request) <= self.room_bytes
 
 
 class Router:
@@ -75,14 +113,14 @@ class Router:
         self._prefix_tokens = prefix_tokens
         self._requests: dict[int, _Request] = {}
         self._returned: list[_Request] = []  # by arrival; they go before everyone else
-        self._clients: OrderedDict[str, deque[_Request]] = OrderedDict()
+        self._queue = FairQueue(limits.queue_requests)
         self._rings: dict[int, _Ring] = {}
         self._arrivals = 0
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._returned) + sum(map(len, self._clients.values()))
+        return len(self._returned) + len(self._queue)
 
     @property
     def running(self) -> int:
@@ -90,13 +128,31 @@ class Router:
         return sum(len(ring.running) for ring in self._rings.values())
 
     def enqueue(
-        self, id: int, client: str, cost_tokens: int, now: float, *, ring_coming: bool = False
+        self,
+        id: int,
+        client: str,
+        cost_tokens: int,
+        now: float,
+        *,
+        tokens: int = 0,
+        most_tokens: int = 0,
+        ring_coming: bool = False,
     ) -> None:
-        """A new request waits for its turn; ``id`` is new, ``cost_tokens`` its expected work.
+        """A new request waits for its turn.
+
+        Args:
+            id: larger than any before.
+            client: turns are fair between clients.
+            cost_tokens: its expected work.
+            now: monotonic.
+            tokens: of its prompt.
+            most_tokens: of its prompt and the longest answer that it may get.
+            ring_coming: whether a ring is planned, for which it may wait.
 
         Raises:
             NoRing: no ring serves at the moment, and none is coming.
-            QueueFull: no place is left.
+            PromptTooLong: no ring could ever take it.
+            QueueFull: no place is left, or none for this client.
         """
         if not self._rings and not ring_coming:
             raise NoRing(
@@ -105,76 +161,118 @@ class Router:
                 "Try again soon; GET /cluster/status_json shows what is missing.",
                 retry_after_s=self._limits.retry_after_s,
             )
-        if self.waiting >= self._limits.queue_requests:
-            raise QueueFull(
-                "The queue is full",
-                f"{self.waiting} requests wait already.",
-                f"Try again in {self._limits.retry_after_s} s.",
-                retry_after_s=self._limits.retry_after_s,
-            )
+        if self._rings and not self._fits_any(tokens):
+            raise self.too_long(tokens)
+        if not self._queue.has_place(client, len(self._returned)):
+            raise self._full(client)
         if id in self._requests:
             raise ValueError(f"request {id} is here already")
         self._arrivals += 1
         wait_s = self._limits.queue_wait_s
-        request = _Request(id, client, cost_tokens, self._arrivals, wait_s, now + wait_s)
+        request = _Request(
+            id, client, cost_tokens, tokens, most_tokens, self._arrivals, wait_s, now + wait_s
+        )
+        request.waits = _Line.NEW
         self._requests[id] = request
-        self._clients.setdefault(client, deque()).append(request)
+        self._queue.push(id, client, cost_tokens)
 
-    def ring_up(self, epoch: int, slots: int, tokens_s: float = 1.0) -> None:
-        """A ring serves with so many rows; ``tokens_s`` weighs rings of different speed."""
+    def ring_up(
+        self,
+        epoch: int,
+        slots: int,
+        tokens_s: float = 1.0,
+        *,
+        context_tokens: int = 0,
+        row_bytes: Callable[[int], int] = lambda _tokens: 0,
+    ) -> None:
+        """A ring serves.
+
+        Args:
+            epoch: its generation.
+            slots: its rows.
+            tokens_s: its speed; rings are weighed by it.
+            context_tokens: what its caches, or the model, take of one request; 0: no limit.
+            row_bytes: what a request with so many tokens costs the dearest stage's caches.
+        """
         if slots < 1 or not tokens_s > 0:
             raise ValueError("a ring has at least one row and a speed above zero")
-        self._rings[epoch] = _Ring(slots, tokens_s)
+        self._rings[epoch] = _Ring(slots, tokens_s, context_tokens, row_bytes)
 
     def ring_down(self, epoch: int) -> list[int]:
         """A ring is no more; returns its requests by arrival, to be put back or ended."""
         ring = self._rings.pop(epoch, None)
-        lost = [self._requests[id] for id in ring.running] if ring else []
+        lost = list(ring.running.values()) if ring else []
         for request in lost:
             request.epoch = None
         return [request.id for request in sorted(lost, key=lambda r: r.arrival)]
 
-    def load(self, epoch: int, free_rows: int, outstanding: int) -> None:
-        """What a head says of itself: rows that are free, and sequences it still works on."""
+    def load(
+        self, epoch: int, free_rows: int, outstanding: int, room_bytes: int | None = None
+    ) -> None:
+        """What a head says of itself.
+
+        Args:
+            epoch: its ring.
+            free_rows: rows that are free.
+            outstanding: sequences it works on.
+            room_bytes: what its caches still take; None: it has no budget.
+        """
         if (ring := self._rings.get(epoch)) is None:
             return
         ring.free_rows = free_rows
         ring.leaving = max(0, outstanding - len(ring.running))
+        if room_bytes is not None:  # those it had not heard of when it said so are the last ones
+            unheard = max(0, len(ring.running) - outstanding)
+            sent = islice(reversed(ring.running.values()), unheard)
+            room_bytes -= sum(map(ring.charge, sent))
+        ring.room_bytes = room_bytes
 
-    def finished(self, epoch: int, id: int) -> None:
-        """A request ended on its ring, well or not: its row is free and it is forgotten."""
+    def finished(self, epoch: int, id: int, tokens: int | None = None) -> None:
+        """A request ended on its ring, well or not: its row is free and it is forgotten.
+
+        ``tokens`` is what it took in all; its client pays, or gets back, the difference
+        from what was expected.
+        """
         request = self._requests.get(id)
         if request is None or request.epoch != epoch:
             return
         self._leave_ring(request)
         del self._requests[id]
+        if tokens is not None:
+            self._queue.settle(request.client, tokens - request.cost_tokens)
+        if not self._requests:
+            self._queue.rest()
 
     def cancel(self, id: int) -> bool:
         """Forget a request that is on no ring; False if it is on one, or unknown."""
         request = self._requests.get(id)
         if request is None or request.epoch is not None:
             return False
-        if self._is_queued(request):
-            self._unqueue(request)
+        if request.waits is not None:
+            self._leave_line(request)
         del self._requests[id]
         return True
 
-    def requeue_front(self, id: int, *, refused: bool = False) -> None:
+    def requeue_front(self, id: int, *, tokens: int | None = None, refused: bool = False) -> None:
         """Put a request back before all others, in order of arrival.
 
         Either its ring broke (its wait begins anew), or its head ``refused`` it
         for want of room (its wait goes on). The ring it comes from is left in
-        peace until one of its requests ends, or for a second.
+        peace until one of its requests ends, or for a second. ``tokens`` is how long
+        it has grown.
         """
         request = self._requests.get(id)
-        if request is None or self._is_queued(request):
+        if request is None or request.waits is not None:
             return
         if request.epoch is not None and (ring := self._rings.get(request.epoch)) is not None:
             self._leave_ring(request)
             ring.refused = True
         if not refused:
             request.left_s = self._limits.queue_wait_s
+        if tokens is not None:
+            request.tokens = tokens
         request.deadline_s = None
+        request.waits = _Line.RETURNED
         self._returned.append(request)
         self._returned.sort(key=lambda r: r.arrival)
 
@@ -186,14 +284,16 @@ class Router:
             epoch = self._best_ring(request)
             if epoch is None:
                 break
-            self._unqueue(request)
+            self._leave_line(request, turn=True)
             ring = self._rings[epoch]
-            ring.running[request.id] = request.cost_tokens
+            ring.running[request.id] = request
             if request.deadline_s is not None:
                 request.left_s = max(0.0, request.deadline_s - now)
             request.deadline_s = None
             if ring.free_rows is not None:
                 ring.free_rows -= 1
+            if ring.room_bytes is not None:
+                ring.room_bytes -= ring.charge(request)
             request.epoch = epoch
             sent.append(Dispatch(request.id, epoch))
         return sent
@@ -202,10 +302,14 @@ class Router:
         """Requests that waited too long, by arrival; they are out of the queue."""
         self._start_clocks(now)
         late = [r for r in self._queued() if r.deadline_s is not None and r.deadline_s <= now]
-        for request in late:
-            self._unqueue(request)
-            del self._requests[request.id]
-        return [request.id for request in sorted(late, key=lambda r: r.arrival)]
+        return self._give_up(late)
+
+    def misfits(self) -> list[int]:
+        """New requests that no ring of now can take, by arrival; they are out of the queue."""
+        if not self._rings:
+            return []
+        waiting = [self._requests[id] for id in self._queue]
+        return self._give_up(r for r in waiting if not self._fits_any(r.tokens))
 
     def next_event_s(self) -> float | None:
         """When to call :meth:`expired` and :meth:`dispatch` even if nothing happens."""
@@ -225,11 +329,42 @@ class Router:
             retry_after_s=self._limits.retry_after_s,
         )
 
-    def _queued(self) -> list[_Request]:
-        return [*self._returned, *(r for queue in self._clients.values() for r in queue)]
+    def too_long(self, tokens: int) -> PromptTooLong:
+        """The error for a request of so many tokens that :meth:`misfits` names."""
+        most = max((ring.context_tokens for ring in self._rings.values()), default=0)
+        return PromptTooLong(
+            f"The prompt has {tokens} tokens, and the caches of this cluster hold {most}",
+            f"With its answer's first token it would need {tokens + 1}.",
+            f"Send at most {most - 1} tokens, or let more memory join the cluster.",
+            prompt_tokens=tokens,
+            context_tokens=most,
+        )
 
-    def _is_queued(self, request: _Request) -> bool:
-        return request in self._returned or request in self._clients.get(request.client, ())
+    def _full(self, client: str) -> QueueFull:
+        what, why = "The queue is full", f"{self.waiting} requests wait already."
+        if self.waiting < self._limits.queue_requests:
+            own = self._queue.waiting_of(client)
+            what += " for this client"
+            why = f"{own} of its requests wait already; the places left are for others."
+        return QueueFull(
+            what,
+            why,
+            f"Try again in {self._limits.retry_after_s} s.",
+            retry_after_s=self._limits.retry_after_s,
+        )
+
+    def _fits_any(self, tokens: int) -> bool:
+        return any(ring.takes(tokens) for ring in self._rings.values())
+
+    def _give_up(self, requests: Iterable[_Request]) -> list[int]:
+        given_up = sorted(requests, key=lambda r: r.arrival)
+        for request in given_up:
+            self._leave_line(request)
+            del self._requests[request.id]
+        return [request.id for request in given_up]
+
+    def _queued(self) -> list[_Request]:
+        return [*self._returned, *(self._requests[id] for id in self._queue)]
 
     def _start_clocks(self, now: float) -> None:
         """Events that carry no time take effect at the next one that does."""
@@ -243,15 +378,20 @@ class Router:
                 ring.paused_until_s = None
 
     def _next(self) -> _Request | None:
-        if self._returned:
-            return self._returned[0]
-        return next(iter(self._clients.values()))[0] if self._clients else None
+        """Who goes first of those that fit a ring: those that do not hold up nobody."""
+        if not any(ring.free > 0 for ring in self._rings.values()):
+            return None
+        for request in self._returned:
+            if self._fits_any(request.tokens):
+                return request
+        id = self._queue.first(lambda id: self._fits_any(self._requests[id].tokens))
+        return None if id is None else self._requests[id]
 
     def _best_ring(self, request: _Request) -> int | None:
         best: tuple[tuple[float, int, float, int], int] | None = None
         fastest = max((ring.tokens_s for ring in self._rings.values()), default=1.0)
         for epoch, ring in self._rings.items():
-            if ring.free < 1 or ring.paused_until_s is not None:
+            if not ring.has_room(request):
                 continue
             steps = ring.work_s * fastest // WORK_STEP_TOKENS
             rank = (steps, -self._prefix_tokens(epoch, request.id), ring.work_s, epoch)
@@ -259,25 +399,23 @@ class Router:
                 best = (rank, epoch)
         return best[1] if best else None
 
-    def _unqueue(self, request: _Request) -> None:
-        """Take a request out of the queue; the client it came from goes to the end of the turn."""
-        if request in self._returned:
+    def _leave_line(self, request: _Request, *, turn: bool = False) -> None:
+        """Take a request out of where it waits; a new one's ``turn`` counts for its client."""
+        if request.waits is _Line.RETURNED:
             self._returned.remove(request)
-            return
-        queue = self._clients[request.client]
-        first = queue[0] is request
-        queue.remove(request)
-        if not queue:
-            del self._clients[request.client]
-        elif first:
-            self._clients.move_to_end(request.client)
+        elif turn:
+            self._queue.take(request.id, request.client)
+        else:
+            self._queue.remove(request.id, request.client)
+        request.waits = None
 
     def _leave_ring(self, request: _Request) -> None:
         ring = self._rings.get(request.epoch) if request.epoch is not None else None
         request.epoch = None
         if ring is None:
             return
-        ring.running.pop(request.id, None)
+        if ring.running.pop(request.id, None) is not None and ring.room_bytes is not None:
+            ring.room_bytes += ring.charge(request)
         if ring.free_rows is not None:
             ring.free_rows += 1
         ring.refused = False

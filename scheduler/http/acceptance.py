@@ -74,7 +74,7 @@ async def accept(request: web.Request, began_s: float) -> Chat:
         sampling=sampling,
         max_tokens=_max_tokens(chat, model, len(prompt)),
         end_tokens=_end_tokens(chat, tokenizer),
-        client=request.remote or "",
+        client=client_of(request),
     )
     answers = [AnswerText(tokenizer.detokenizer(), chat.stops) for _ in range(chat.n or 1)]
     choices = Choices(
@@ -82,6 +82,15 @@ async def accept(request: web.Request, began_s: float) -> Chat:
     )
     usage = chat.stream_options is not None and chat.stream_options.include_usage
     return Chat(model, generation, choices, bool(chat.stream), usage)
+
+
+def client_of(request: web.Request) -> str:
+    """Whose request it is: the queue is fair between those that differ here.
+
+    The address that the connection comes from. What a request says of itself (`user`, forwarding
+    headers) does not count, or one client could be many.
+    """
+    return (request.remote or "").removeprefix("::ffff:")  # IPv4 on a socket that takes both
 
 
 def find_model(request: web.Request, name: str | None) -> ServedModel:

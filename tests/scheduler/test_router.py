@@ -5,9 +5,11 @@ from collections import Counter
 
 import pytest
 
-from parallax.fabric.errors import NoRing, QueueFull, QueueTimeout
+from parallax.fabric.errors import NoRing, PromptTooLong, QueueFull, QueueTimeout
 from parallax.fabric.limits import Limits
+from parallax.scheduler.fair_queue import SHARE
 from parallax.scheduler.router import REFUSED_PAUSE_S, WORK_STEP_TOKENS, Dispatch, Router
+from parallax.scheduler.row_cost import GROWTH_TOKENS
 
 LIMITS = Limits(queue_requests=8, queue_wait_s=100.0, retry_after_s=5)
 
@@ -68,12 +70,26 @@ def test_without_a_ring_a_new_request_is_refused_and_a_waiting_one_waits() -> No
 
 def test_a_full_queue_refuses_at_once() -> None:
     made = router(1)
-    enqueue(made, *range(8))
+    for id in range(8):
+        enqueue(made, id, client=str(id))
     with pytest.raises(QueueFull) as caught:
         enqueue(made, 8)
     assert caught.value.fields["retry_after_s"] == "5"
     sent(made)
     enqueue(made, 8)
+    assert made.waiting == LIMITS.queue_requests
+
+
+def test_a_flooder_leaves_places_for_others() -> None:
+    made = router(1)
+    enqueue(made, *range(6), client="flooder")
+    with pytest.raises(QueueFull, match="for this client") as caught:
+        enqueue(made, 6, client="flooder")
+    assert caught.value.fields["retry_after_s"] == "5"
+    enqueue(made, 6, client="other")
+    with pytest.raises(QueueFull, match="for this client"):
+        enqueue(made, 7, client="flooder")
+    enqueue(made, 7, client="third")
     assert made.waiting == LIMITS.queue_requests
 
 
@@ -109,7 +125,7 @@ def test_small_requests_are_spread_over_equal_rings() -> None:
 
 
 def test_work_on_a_fast_ring_weighs_less() -> None:
-    made = Router(LIMITS)
+    made = Router(Limits(queue_requests=64))
     made.ring_up(1, 8, tokens_s=10.0)
     made.ring_up(2, 8, tokens_s=30.0)
     enqueue(made, *range(8), cost=10 * WORK_STEP_TOKENS)
@@ -273,12 +289,119 @@ def test_an_end_frees_a_row_before_the_head_reports_it() -> None:
     assert sent(made) == [3]
 
 
+def with_budget(*, context: int = 0, queue: int = 64) -> Router:
+    """One ring of 16 rows whose caches cost a byte a token, in steps of nothing."""
+    made = Router(Limits(queue_requests=queue))
+    made.ring_up(1, 16, context_tokens=context, row_bytes=lambda tokens: tokens)
+    return made
+
+
+def ask(made: Router, id: int, tokens: int, most: int, client: str = "c") -> None:
+    made.enqueue(id, client, most, 0.0, tokens=tokens, most_tokens=most)
+
+
+def test_a_request_that_the_head_would_refuse_waits_until_its_caches_have_room() -> None:
+    made = with_budget()
+    ask(made, 1, 100, 110)
+    assert sent(made) == [1]
+    made.load(1, 15, 1, room_bytes=890)
+    ask(made, 2, 900, 910)
+    assert sent(made) == []
+    made.load(1, 15, 1, room_bytes=909)
+    assert sent(made) == []
+    made.load(1, 15, 1, room_bytes=910)
+    assert sent(made) == [2]
+
+
+def test_a_request_is_charged_with_room_to_grow_but_never_beyond_its_end() -> None:
+    made = with_budget()
+    ask(made, 1, 10, 20)
+    assert sent(made) == [1]
+    made.load(1, 15, 1, room_bytes=GROWTH_TOKENS + 99)
+    ask(made, 2, 100, 4000)
+    assert sent(made) == []
+    made.load(1, 15, 1, room_bytes=GROWTH_TOKENS + 100)
+    assert sent(made) == [2]
+
+
+def test_what_was_sent_counts_until_the_head_has_heard_of_it() -> None:
+    made = with_budget()
+    ask(made, 1, 10, 10)
+    assert sent(made) == [1]
+    made.load(1, 15, 1, room_bytes=100)
+    for id in (2, 3, 4):
+        ask(made, id, 40, 40)
+    assert sent(made) == [2, 3]
+    made.load(1, 15, 1, room_bytes=100)  # said before it heard of 2 and 3
+    assert sent(made) == []
+    made.load(1, 13, 3, room_bytes=20)
+    assert sent(made) == []
+    made.finished(1, 2, 40)
+    assert sent(made) == [4]
+
+
+def test_a_large_request_is_not_overtaken_by_small_ones_for_ever() -> None:
+    made = with_budget()
+    ask(made, 1, 100, 100)
+    assert sent(made) == [1]
+    made.load(1, 15, 1, room_bytes=900)
+    ask(made, 2, 950, 950, client="large")
+    for id in range(3, 9):
+        ask(made, id, 10, 10, client="small")
+    assert sent(made) == []
+    made.finished(1, 1, 100)
+    assert sent(made)[0] == 2
+
+
+def test_a_lone_request_is_always_tried() -> None:
+    made = with_budget()
+    made.load(1, 0, 0, room_bytes=5)
+    ask(made, 1, 1000, 2000)
+    assert sent(made) == [1]
+
+
+def test_a_prompt_that_no_ring_can_ever_hold_is_refused_at_once() -> None:
+    made = with_budget(context=100)
+    with pytest.raises(PromptTooLong, match="at most 99 tokens") as caught:
+        ask(made, 1, 100, 200)
+    assert caught.value.fields == {"prompt_tokens": "100", "context_tokens": "100"}
+    ask(made, 1, 99, 200)
+    assert sent(made) == [1]
+
+
+def test_what_fits_no_ring_any_more_is_named_and_holds_up_nobody() -> None:
+    made = with_budget(context=1000)
+    made.load(1, 0, 0)
+    ask(made, 1, 500, 600)
+    made.ring_down(1)
+    made.ring_up(2, 4, context_tokens=100)
+    made.enqueue(2, "c", 10, 0.0, tokens=10, most_tokens=20)
+    assert made.dispatch(0.0) == [Dispatch(2, 2)]
+    assert made.misfits() == [1]
+    assert made.misfits() == []
+    assert made.waiting == 0
+
+
+def test_a_long_request_waits_for_the_ring_that_can_hold_it() -> None:
+    made = Router(Limits())
+    made.ring_up(1, 4, context_tokens=100)
+    made.ring_up(2, 1, context_tokens=1000)
+    ask(made, 1, 500, 600)
+    assert made.dispatch(0.0) == [Dispatch(1, 2)]
+    ask(made, 2, 500, 600)
+    assert made.dispatch(0.0) == []
+    assert made.misfits() == []
+    made.finished(2, 1)
+    assert made.dispatch(0.0) == [Dispatch(2, 2)]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_no_request_is_lost_doubled_or_sent_to_a_full_ring(seed: int) -> None:
     chance = random.Random(seed)
     made = Router(LIMITS)
     rings: dict[int, tuple[int, set[int]]] = {}
     waiting: set[int] = set()
+    clients: dict[int, str] = {}
     now, epoch, id = 0.0, 0, 0
     for _ in range(600):
         now += chance.random()
@@ -297,13 +420,15 @@ def test_no_request_is_lost_doubled_or_sent_to_a_full_ring(seed: int) -> None:
                 waiting.add(each)
         elif event in (2, 3):
             id += 1
+            clients[id] = client = chance.choice("abc")
             try:
-                made.enqueue(id, chance.choice("abc"), chance.randint(1, 2000), now)
+                made.enqueue(id, client, chance.randint(1, 2000), now)
                 waiting.add(id)
             except NoRing:
                 assert not rings
             except QueueFull:
-                assert len(waiting) >= LIMITS.queue_requests
+                own = sum(clients[each] == client for each in waiting)
+                assert own >= SHARE * (LIMITS.queue_requests - len(waiting))
         elif event == 4 and running:
             on, ended = chance.choice(running)
             made.finished(on, ended)
