@@ -395,7 +395,15 @@ class ClusterService:
         lanes = len(ring.places) if batches else self._limits.window_frames
         slots = lanes * (self._limits.lane_rows if batches else 1)
         endpoints = list(self._roster.hello_of(head).endpoints)
-        self.requests.ring_up(ring.epoch, head, endpoints, slots, ring.tokens_s)
+        self.requests.ring_up(
+            ring.epoch,
+            head,
+            endpoints,
+            slots,
+            ring.tokens_s,
+            context_tokens=ring.context_tokens,
+            costs=[report.cache for report in reports if report is not None],
+        )
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
 
     def _ring_broken(self, epoch: int, error: ParallaxError) -> None:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from parallax.fabric.errors import NoRing, ParallaxError, RingLost
@@ -19,10 +19,12 @@ from parallax.scheduler.heads import HeadLink
 from parallax.scheduler.known_prefixes import KnownPrefixes
 from parallax.scheduler.lifecycle import Phase, Request
 from parallax.scheduler.router import Router
+from parallax.scheduler.row_cost import row_bytes
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+EXPECTED_TOKENS = 512  # of an answer, where it may be longer; what it really took is settled later
 LOSSES_IN_A_ROW = 8  # rings that broke on an answer, with not one token in between
 
 
@@ -106,10 +108,23 @@ class Dispatcher:
         endpoints: list[wire.Endpoint],
         slots: int,
         tokens_s: float,
+        *,
+        context_tokens: int = 0,
+        costs: Sequence[wire.CacheCost] = (),
     ) -> None:
-        """A ring serves, at about this speed: requests may go there."""
+        """A ring serves, at about this speed: requests may go there.
+
+        ``context_tokens`` is the longest that it takes (0: any), ``costs`` what caches cost
+        its stages.
+        """
         self._links[epoch] = HeadLink(epoch, node_id, endpoints, self, self._limits)
-        self._router.ring_up(epoch, slots, tokens_s)
+        self._router.ring_up(
+            epoch,
+            slots,
+            tokens_s,
+            context_tokens=context_tokens,
+            row_bytes=row_bytes(costs),
+        )
         self._dispatch()
 
     def ring_down(self, epoch: int, *, moved: bool = False) -> None:
@@ -132,7 +147,7 @@ class Dispatcher:
             if request.losses >= LOSSES_IN_A_ROW:
                 self._fail(request, _hopeless(request.losses))
             else:
-                self._router.requeue_front(number)
+                self._router.requeue_front(number, tokens=request.length)
         self._quiet.set()
         self._dispatch()
 
@@ -166,7 +181,7 @@ class Dispatcher:
         """One request, from the queue to its one end; closing it cancels the request.
 
         Raises:
-            NoRing, QueueFull: at once.
+            NoRing, PromptTooLong, QueueFull: at once.
             QueueTimeout, RingLost: after the wait.
         """
         if self._refuses:
@@ -174,8 +189,16 @@ class Dispatcher:
         now = time.monotonic()
         number = next(self._ids)
         request = Request(number, generation, deadline=now + self._limits.request_s)
-        cost = len(generation.prompt) + generation.max_tokens
-        self._router.enqueue(number, generation.client, cost, now, ring_coming=self._ring_coming())
+        prompt = len(generation.prompt)
+        self._router.enqueue(
+            number,
+            generation.client,
+            prompt + min(generation.max_tokens, EXPECTED_TOKENS),
+            now,
+            tokens=prompt,
+            most_tokens=prompt + generation.max_tokens,
+            ring_coming=self._ring_coming(),
+        )
         self._requests[number] = request
         answer = self._answers[number] = _Answer()
         try:
@@ -201,7 +224,7 @@ class Dispatcher:
         if cancel is not None and link is not None:
             link.cancel(cancel)
         if running:
-            self._router.finished(request.epoch, request.id)
+            self._router.finished(request.epoch, request.id, request.length)
         elif not ended:
             self._router.cancel(request.id)
         self._served(request)
@@ -239,7 +262,7 @@ class Dispatcher:
             link = self._links.get(request.epoch)
             if cancel is not None and link is not None:
                 link.cancel(cancel)
-            self._router.finished(request.epoch, request.id)
+            self._router.finished(request.epoch, request.id, request.length)
         else:
             self._router.cancel(request.id)
         request.fail(error)
@@ -261,7 +284,13 @@ class Dispatcher:
         if report.HasField("load") and report.epoch in self._links:
             self.loads[report.epoch] = report.load
             outstanding = report.load.decoding + report.load.prefilling
-            self._router.load(report.epoch, report.load.free_rows, outstanding)
+            room = report.load.budget_bytes - report.load.charged_bytes
+            self._router.load(
+                report.epoch,
+                report.load.free_rows,
+                outstanding,
+                room if report.load.budget_bytes else None,
+            )
             self._dispatch()
 
     def head_lost(self, epoch: int, error: ParallaxError) -> None:
@@ -277,10 +306,10 @@ class Dispatcher:
             return  # of an attempt that went before, on the same ring
         finish = request.end(end)
         if finish is not None:
-            self._router.finished(epoch, request.id)
+            self._router.finished(epoch, request.id, request.length)
             self._answers[request.id].put(finish)
         else:
-            self._router.requeue_front(request.id, refused=True)
+            self._router.requeue_front(request.id, tokens=request.length, refused=True)
 
     # ------------------------------------------------------------------- clock
 
@@ -297,6 +326,10 @@ class Dispatcher:
             request = self._requests.get(number)
             if request is not None:
                 self._fail(request, self._expired(request))
+        for number in self._router.misfits():
+            request = self._requests.get(number)
+            if request is not None:
+                self._fail(request, self._router.too_long(request.length))
         for request in list(self._requests.values()):
             if now > request.deadline:
                 self._fail(request, self._expired(request))

@@ -38,6 +38,11 @@ class Request:
     losses: int = 0  # rings that broke on it since its last token
     error: ParallaxError | None = None
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.generation.prompt) + len(self.tokens)
+
     def start(self, epoch: int) -> wire.Submit:
         """The request goes to a ring: its next attempt."""
         self.phase = Phase.RUNNING

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.reconciler import Ring
 
 ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
-GROWTH_TOKENS = 256  # caches grow by this many tokens (mlx-lm's KVCache.step)
 SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
 
 
@@ -86,23 +85,3 @@ def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int) -> int
         if cost.bytes_per_token:
             most = min(most, max(1, (cache_bytes // 2 - fixed) // cost.bytes_per_token))
     return most
-
-
-def row_bytes(costs: Sequence[wire.CacheCost]) -> Callable[[int], int]:
-    """What one sequence of so many tokens costs the dearest of these stages' caches.
-
-    As a ring's head charges it (node/budget.py), padding to its lane's longest left out.
-    """
-    plain = [
-        (c.fixed_bytes, c.bytes_per_token, c.window_bytes_per_token, c.window_tokens) for c in costs
-    ]
-
-    def cost(tokens: int) -> int:
-        padded = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
-        rows = (
-            fixed + each * padded + windowed * min(padded, window)
-            for fixed, each, windowed, window in plain
-        )
-        return max(rows, default=0)
-
-    return cost
