@@ -38,6 +38,7 @@ class Conducted:
     frames: list[wire.Frame] = field(default_factory=list)
     lanes: dict[int, list[int]] = field(default_factory=dict)  # requests in the order of rows
     requests: dict[int, int] = field(default_factory=dict)  # sequence -> request
+    now: float = 0.0
 
     def ask(self, number: int, prompt: list[int], sampling: wire.Sampling, tokens: int) -> None:
         order = wire.Submit(
@@ -65,7 +66,8 @@ class Conducted:
         if frame.kind == wire.DECODE:
             for row, number in enumerate(self.lanes[frame.lane]):
                 self.steps[number].append(self.ring.logits[row])
-        self._take(self.conductor.returned(frame, 0.0))
+        self.now += 0.01
+        self._take(self.conductor.returned(frame, self.now))
 
     def _take(self, out: Output) -> None:
         self.frames += out.frames
@@ -76,13 +78,24 @@ class Conducted:
 
 
 def conducted(
-    stages: list[Stage], monkeypatch: pytest.MonkeyPatch, *, keeps: bool, lanes: int = 1
+    stages: list[Stage],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    keeps: bool,
+    lanes: int = 1,
+    drafts: int = 0,
 ) -> Conducted:
     costs = [stage.cache_cost() for stage in stages]
     if not keeps:
         costs = [wire.CacheCost()] * len(stages)
     shape = wire.RingShape(
-        lanes=lanes, lane_rows=4, chunk_tokens=GRID, window_frames=16, context_tokens=4096
+        lanes=lanes,
+        lane_rows=4,
+        chunk_tokens=GRID,
+        window_frames=16,
+        context_tokens=4096,
+        draft_tokens=drafts,
+        block_tokens=4,
     )
     return Conducted(Ring(stages, monkeypatch), Conductor(7, shape, len(stages), costs))
 
@@ -214,3 +227,27 @@ def test_a_window_that_has_not_wrapped_is_cut_and_goes_on_to_wrap(
         assert ring.answers[number] == expected
         assert farthest(ring.steps[number], logits) == 0
     assert ring.cached == {1: 0, 2: 16, 3: 16}
+
+
+def test_drafts_leave_nothing_in_what_is_kept(
+    model_of: ModelOf, verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = load_stages(model_of("qwen3"), [2], verdicts)
+    ring = conducted(stages, monkeypatch, keeps=True, drafts=12)
+    fresh = Ring(stages, monkeypatch)
+    ring.ring.record(monkeypatch)
+    for number, tokens in enumerate(range(20, 30), 1):
+        prompt = [number, *TEXTS[0][:5] * 6]
+        ring.ask(number, prompt, GREEDY, tokens)
+        ring.run_out()
+        known = [*prompt, *ring.answers[number]]
+        whole = (len(known) - 1) // GRID * GRID
+        for start in range(0, whole, GRID):
+            fresh.prefill(number, known[start : start + GRID])
+        for here, there in zip(ring.ring.runners, fresh.runners, strict=True):
+            kept = list(here._lanes._kept.values())[-1].caches
+            for cache, expected in zip(kept, there._lanes._alone[number], strict=True):
+                assert mx.array_equal(cache.keys[..., :whole, :], expected.keys[..., :whole, :])
+                assert mx.array_equal(cache.values[..., :whole, :], expected.values[..., :whole, :])
+    load = ring.conductor.load()
+    assert load.drafted_tokens > load.accepted_tokens > 0
