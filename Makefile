@@ -20,7 +20,7 @@ help:
 	@echo 'make run     a scheduler, two nodes, the built-in model, and the page'
 	@echo 'make test    every test'
 	@echo 'make check   lint, formatting, types, generated code, room imports'
-	@echo 'make bench   speed against mlx-lm in one process'
+	@echo 'make bench   speed against mlx-lm, as a table and as plots (about 20 minutes)'
 	@echo 'make proto   generate proto/ from proto/wire.proto'
 	@echo 'make clean   remove .venv and caches'
 
@@ -45,7 +45,7 @@ check: .venv/dev-installed
 	$(BIN)/python -m pytest -q tests/test_rooms.py
 
 bench: .venv/dev-installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --document
 
 proto: .venv/dev-installed
 	$(call PROTOC,.typing)

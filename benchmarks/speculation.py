@@ -12,11 +12,11 @@ from benchmarks.copier import make_copier, make_counter, misleading, passage_of
 from benchmarks.figures import Part, Row, Sheet, at_least
 from benchmarks.speed import mlx_lm_decode
 
-PASSAGE = 1000
+PASSAGE = 500
 COPIED_TOKENS = 256
 COUNTED_TOKENS = 90  # fewer than the alphabet has signs: no context comes twice
 COUNTS = 4  # answers in one round, because they are short
-BLOCK = 3  # signs that a draft looks at
+BLOCK = 4  # signs that agree before the one that does not
 REPORT_S = 2.5  # stages report each second
 
 COPY = Row("one stream that copies its context", "tokens/s", "mlx-lm", at_least(1.4))

@@ -67,8 +67,8 @@ def parts_of(frames: list[tuple[Record, Record]]) -> dict[str, float]:
             evaluating, building = side.get("evaluating", 0.0), side.get("building", 0.0)
             packing = side.get("packing", 0.0) + side.get("unpacking", 0.0)
             found[f"thread hand-over, {name} stage"] = side["begun"] - side["posted"]
-            found[f"compute, {name} stage: MLX"] = evaluating
-            found[f"compute, {name} stage: building the graph"] = building
+            found[f"compute, {name} stage: building, layers begin"] = building
+            found[f"compute, {name} stage: layers to their end"] = evaluating
             found[f"compute, {name} stage: packing"] = packing
             found[f"compute, {name} stage: the rest"] = running - evaluating - building - packing
             found[f"serialising, {name} stage"] = side["sent"] - side["ended"]

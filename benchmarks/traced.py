@@ -118,9 +118,9 @@ class Trace:
         (folder / f"{os.getpid()}.json").write_text(json.dumps(self.frames))
 
 
-def install(trace: Trace) -> None:
-    """Wraps what a decode frame passes."""
-    wrappers: tuple[tuple[Any, str, Any], ...] = (
+def wrappers(trace: Trace) -> tuple[tuple[Any, str, Callable[[Any], Any]], ...]:
+    """What a decode frame passes: owner, name, and what wraps it."""
+    return (
         (ring.RingMember, "_received", trace.received),
         (ring.RingMember, "process", trace.at("posted")),
         (head.Head, "returned", trace.at("taken")),
@@ -131,12 +131,11 @@ def install(trace: Trace) -> None:
         (arrays, "unpack", trace.lasting("unpacking")),
         (data_channel.DataSender, "send", trace.sending),
     )
-    for owner, name, wrap in wrappers:
-        setattr(owner, name, wrap(getattr(owner, name)))
 
 
 if __name__ == "__main__":
     watch = Trace()
-    install(watch)
+    for owner, name, wrap in wrappers(watch):
+        setattr(owner, name, wrap(getattr(owner, name)))
     atexit.register(watch.write, Path(os.environ[FOLDER]))
     main()
