@@ -78,15 +78,7 @@ class Stage:
         caches = seam.new_caches(self._model)
         return [caches[slot] for slot in self._slots.owned]
 
-    def forward(
-        self,
-        tokens: mx.array,
-        carry: ArrayTree,
-        cache: Caches,
-        *,
-        head: bool,
-        begin: bool = True,
-    ) -> Any:
+    def forward(self, tokens: mx.array, carry: ArrayTree, cache: Caches, *, head: bool) -> Any:
         """Runs the layers, lazily; ``cache`` goes forward with them.
 
         Args:
@@ -94,7 +86,6 @@ class Stage:
             carry: the stage before's result; ignored by the first stage.
             cache: from :meth:`new_cache`, or a batch of such.
             head: on the last stage, go on through norm and head to logits.
-            begin: evaluation may begin while the graph is built.
 
         Returns:
             Logits if ``head`` on the last stage, else the carry for the next stage.
@@ -109,7 +100,7 @@ class Stage:
             for slot, owned in enumerate(source)
         ]
         stop = not (head and self.is_last)
-        return self._splice.run(tokens, carry, full, stop=stop, begin=begin)
+        return self._splice.run(tokens, carry, full, stop=stop, begin=True)
 
     def takes(self, carry: ArrayTree, rows: int, length: int) -> bool:
         """Whether this has the form of what the layer before returns for [rows, length] tokens."""
