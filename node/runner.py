@@ -194,6 +194,7 @@ class Runner:
             rows=frame.rows,
         )
         if not self._last:
+            passed.ahead = frame.ahead
             passed.commands.extend(frame.commands)
             passed.tokens.extend(frame.tokens)
             if frame.kind != wire.BEAT:
