@@ -105,6 +105,7 @@ class Runner:
             )
         if self._last and self._is_wrong(frame):
             self._lanes.pass_by(frame.lane, length)
+            self._drawn.update(dict.fromkeys(self._lanes.rows_of(frame.lane)))
             _settle([], self._lanes.changed())
             return self._pass_on(frame)
         lane = self._lanes.decode(frame.lane, frame.rows, length)

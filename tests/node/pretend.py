@@ -130,6 +130,7 @@ class PretendRing:
         self.blocks.append((len(frame.tokens), wrong))
         if wrong:
             cache.extend([PASSED_BY] * len(frame.tokens))
+            self.drawn[sequence] = None
             return
         for place, token in enumerate(frame.tokens):
             cache.append(token)
