@@ -119,16 +119,18 @@ def find_model(request: web.Request, name: str | None) -> ServedModel:
 
 
 def _sampling(chat: ChatRequest, tokenizer: ChatTokenizer) -> Sampling:
-    seed = chat.knob("seed", None)
+    seed, own = chat.knob("seed", None), tokenizer.recommended
     return Sampling(
         seed=secrets.randbits(63) if seed is None else seed % (1 << 64),
-        temperature=float(chat.knob("temperature", 1.0)),
-        top_p=float(chat.knob("top_p", 1.0)),
-        top_k=chat.knob("top_k", 0),
-        min_p=float(chat.knob("min_p", 0.0)),
+        temperature=float(chat.knob("temperature", own.get("temperature", 1.0))),
+        top_p=float(chat.knob("top_p", own.get("top_p", 1.0))),
+        top_k=int(chat.knob("top_k", own.get("top_k", 0))),
+        min_p=float(chat.knob("min_p", own.get("min_p", 0.0))),
         presence_penalty=float(chat.knob("presence_penalty", 0.0)),
         frequency_penalty=float(chat.knob("frequency_penalty", 0.0)),
-        repetition_penalty=float(chat.knob("repetition_penalty", 1.0)),
+        repetition_penalty=float(
+            chat.knob("repetition_penalty", own.get("repetition_penalty", 1.0))
+        ),
         logit_bias=_logit_bias(chat.knob("logit_bias", {}), tokenizer.vocabulary),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.scheduler.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizers
+from parallax.scheduler.text.recommended import recommended
 
 if TYPE_CHECKING:
     from parallax.scheduler.generation import ServedModel
@@ -23,7 +24,7 @@ _KEPT_MODELS = 2  # while the model is switched, both are asked for
 
 
 class ChatTokenizer:
-    """Tokenizer, chat template and end-of-turn ids of one model folder.
+    """Tokenizer, chat template, end-of-turn ids and sampling values of one model folder.
 
     Raises:
         ModelBroken: there is no tokenizer, or it cannot be read.
@@ -33,6 +34,7 @@ class ChatTokenizer:
         self.folder = folder
         self._tokenizer = _load(folder)
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
+        self.recommended = recommended(_json(folder / "generation_config.json"))
         self.vocabulary = _vocabulary(folder) or len(self._tokenizer)
         self._detokenizers = self._plan_detokenizers()
         # The first call may change the tokenizer's settings; those after it, in threads, do not.

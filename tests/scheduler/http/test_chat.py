@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 
 import pytest
 
-from tests.scheduler.http.scripted import site
+from tests.scheduler.http.scripted import Scripted, site
 
 
 async def test_an_answer_has_exactly_the_references_shape(says, tokenizer):
@@ -235,3 +236,19 @@ async def test_openai_fields_that_change_nothing_are_accepted(says):
             stream=False,
         )
         assert status == 200, answer
+
+
+async def test_a_models_own_sampling_values_hold_where_a_request_names_none(
+    folder, tmp_path, tokenizer
+):
+    own = shutil.copytree(folder, tmp_path / "own")
+    values = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05}
+    (own / "generation_config.json").write_text(json.dumps(values))
+    async with site(Scripted(own, script=list(tokenizer.encode("Hi")))) as here:
+        await here.chat("Hi")
+        await here.chat("Hi", temperature=0, sampling_params={"top_k": 3})
+        first, second = (generation.sampling for generation in here.cluster.generations)
+    assert (first.temperature, first.top_p, first.top_k) == (0.6, 0.95, 20)
+    assert first.repetition_penalty == 1.05
+    assert (first.min_p, first.presence_penalty) == (0.0, 0.0)
+    assert (second.temperature, second.top_p, second.top_k) == (0.0, 0.95, 3)

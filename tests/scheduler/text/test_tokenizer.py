@@ -69,6 +69,18 @@ def test_ends_of_turn_are_those_of_all_three_files(tmp_path):
     assert tokenizer.end_tokens == {7, 8, 9, *own}
 
 
+def test_what_the_makers_recommend_is_taken_where_it_can_be(tmp_path):
+    folder = make(tmp_path)
+    assert ChatTokenizer(folder).recommended == {}
+    written = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(written))
+    del written["do_sample"]
+    assert ChatTokenizer(folder).recommended == written
+    wrong = {"temperature": 9, "top_p": 0, "top_k": 2.5, "min_p": True, "repetition_penalty": "1"}
+    (folder / "generation_config.json").write_text(json.dumps(wrong))
+    assert ChatTokenizer(folder).recommended == {}
+
+
 def test_a_template_that_refuses_names_the_messages(tmp_path):
     template = "{{ raise_exception('Only users may speak') }}"
     tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
