@@ -338,9 +338,10 @@ class RingMember:
         health = self.health
         tokens = len(frame.tokens)
         if frame.kind == wire.DECODE:
-            health.decode_frames += 1
-            health.decode_tokens += tokens
-            health.decode_compute_s += seconds
+            if result.carry or result.tokens:  # else it was passed by
+                health.decode_frames += 1
+                health.decode_tokens += tokens
+                health.decode_compute_s += seconds
         elif frame.kind == wire.PREFILL:
             health.prefill_frames += 1
             health.prefill_tokens += tokens
