@@ -58,6 +58,26 @@ class ExactSearch:
                 best, best_latency_s = layouts, latency_s
         return best
 
+    def rates(self, stages: int) -> dict[int, float]:
+        """For each set of nodes, the most steps per second of rings of its members.
+
+        ``stages`` is the least number of them in a ring; sets that hold no ring are left out.
+        """
+        everyone = (1 << self._count) - 1
+        rings = [
+            (nodes, 1 / step_s)
+            for nodes, step_s in self._step_s.items()
+            if nodes.bit_count() >= stages and math.isfinite(step_s)
+        ]
+        best = {0: 0.0}
+        for among in range(1, everyone + 1):
+            lowest = among & -among
+            best[among] = best[among & ~lowest]
+            for nodes, rate in rings:
+                if nodes & lowest and not nodes & ~among:
+                    best[among] = max(best[among], rate + best[among & ~nodes])
+        return {nodes: rate for nodes, rate in best.items() if rate > 0}
+
     def _walk(self, nodes: int, head: int, last: int, reached: Vector) -> None:
         """Every ring that begins like this one; ``reached`` leaves the last node's stage out."""
         compute = self._costs.compute(last)

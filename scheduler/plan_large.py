@@ -27,8 +27,9 @@ NEAR = 0.5  # a link this much faster than the default makes two nodes neighbour
 class LargeSearch:
     """Rings for any number of nodes in well under a second."""
 
-    def __init__(self, costs: StageCosts) -> None:
+    def __init__(self, costs: StageCosts, effort: int | None = None) -> None:
         self._costs = costs
+        self._effort = IMPROVE_STAGES if effort is None else effort
         self._count = len(costs.nodes)
         self._rate = np.array([1 / costs.layer_s(node) for node in range(self._count)])
         self._fit = np.array([costs.layers_that_fit(node) for node in range(self._count)])
@@ -50,7 +51,7 @@ class LargeSearch:
                     rings.append(layout)
             begin += abs(size)
         rings += self._gather(rings, stages)
-        return _Improvement(self, rings, stages).run() if rings else []
+        return _Improvement(self, rings, stages, self._effort).run() if rings else []
 
     def lay_out(self, order: tuple[int, ...]) -> Layout | None:
         """The layout of a ring in this order, remembered."""
@@ -87,6 +88,7 @@ class LargeSearch:
             sorted(usable, key=lambda n: (-rate[n], -fit[n], n)),
             sorted(usable, key=lambda n: (-fit[n], -rate[n], n)),
             sorted(usable, key=lambda n: (-weight[group[n]], group[n], -rate[n], n)),
+            sorted(usable, key=lambda n: (fit[n] / rate[n], -rate[n], n)),
         ]
 
     def _neighbourhoods(self) -> list[int]:
@@ -237,11 +239,11 @@ class LargeSearch:
 class _Improvement:
     """Small moves on a plan, taken as long as they help."""
 
-    def __init__(self, search: LargeSearch, rings: list[Layout], stages: int) -> None:
+    def __init__(self, search: LargeSearch, rings: list[Layout], stages: int, effort: int) -> None:
         self._search = search
         self._rings = rings
         self._stages = stages
-        self._limit = search.spent + IMPROVE_STAGES
+        self._limit = search.spent + effort
 
     def run(self) -> list[Layout]:
         """Move until nothing helps or the work is spent."""

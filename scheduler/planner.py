@@ -75,6 +75,7 @@ def make_plan(
     cuts: Iterable[int] | None = None,
     min_nodes: int = 1,
     default_link: LinkFacts = DEFAULT_LINK,
+    effort: int | None = None,
 ) -> Plan:
     """The best rings for a model; the same input gives the same plan, whatever its order.
 
@@ -82,6 +83,7 @@ def make_plan(
         cuts: layers at which a stage may begin; None: all.
         min_nodes: stages that every ring should have at least. If that cannot
             be, the most that can.
+        effort: stages laid out while a large cluster's plan is improved; None: the usual.
 
     Raises:
         ModelTooBig: there is no ring that holds the model and a reserve for caches.
@@ -89,7 +91,7 @@ def make_plan(
     ordered = sorted(nodes, key=lambda node: node.node_id)
     costs = StageCosts(model, ordered, links or {}, cuts, default_link)
     exact = len(ordered) <= EXACT_NODES
-    search = ExactSearch(costs) if exact else LargeSearch(costs)
+    search = ExactSearch(costs) if exact else LargeSearch(costs, effort)
     layouts = search.best(max(1, min(min_nodes, len(ordered), costs.most_stages)))
     if not layouts and min_nodes > 1:
         layouts = _longest(search, min_nodes)

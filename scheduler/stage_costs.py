@@ -135,27 +135,57 @@ class StageCosts:
             - (model.tied_bytes - tied)
         )
 
-    def bound_tokens_s(self) -> float:
-        """No plan can be faster than this.
+    def most_rates(self) -> NDArray[np.float64]:
+        """For each node the most tokens per second that it can add to any ring.
 
-        In a ring of step time T, a stage with a share f of the bytes read takes
-        at least f x (whole time on its node) plus its hop, so f / T is at most
-        f / (f x whole + hop); that grows with f, which memory limits, and the
-        shares of a ring add up to one. So the sum over all nodes bounds the sum
-        of all rings' 1/T.
+        A node's stage with a share f of the bytes that a step reads occupies it for at least
+        f x (its time for the whole model) plus its hop, so a ring of step time T has
+        f / T <= f / (f x whole + hop). That grows with f, which the node's memory limits. The
+        shares of a ring add up to one; so the sum over its nodes is at least 1 / T.
         """
-        read = float(self.read[0, -1])
+        read = np.maximum(self.read, 0.0) / max(float(self.read[0, -1]), 1.0)
         trips = [self._default_link.round_trip_s, *(k.round_trip_s for k in self._links.values())]
-        hop = min(trips) / 2
-        total = 0.0
-        for node in range(len(self.nodes)):
-            fits = self.held <= self.nodes[node].budget_bytes
-            share = float(np.where(fits & ~self._forbidden, self.read, 0.0).max()) / max(read, 1.0)
-            if share <= 0.0:
-                continue
-            least = 0.0 if fits[0, -1] else hop
-            total += share / (share * read / self.bandwidth[node] + least)
-        return REFERENCE_ROWS * total
+        widths = [self._default_link, *self._links.values()]
+        carry = REFERENCE_ROWS * self.model.carry_bytes_per_token
+        back = min(trips) / 2
+        onward = back + carry / max(link.bandwidth_bytes_s for link in widths)
+        budgets = np.array([node.budget_bytes for node in self.nodes], float)
+        whole_s = self._least_whole_s()
+        begins = np.arange(len(self.positions))[:, None] == 0
+        ends = np.arange(len(self.positions))[None, :] == len(self.positions) - 1
+        most = np.zeros(len(self.nodes))
+        for kind, hop in ((begins & ends, 0.0), (ends & ~begins, back), (~ends, onward)):
+            share = self._largest_share(read, kind & ~self._forbidden, budgets)
+            most = np.maximum(most, share / np.maximum(share * whole_s + hop, 1e-12))
+        return REFERENCE_ROWS * most
+
+    def bound_tokens_s(self) -> float:
+        """No plan can be faster than this: every node adds the most that it can."""
+        return float(self.most_rates().sum())
+
+    def _least_whole_s(self) -> NDArray[np.float64]:
+        """For each node, seconds below which it cannot pass the whole model, by any cut."""
+        sides = [
+            (read, work)
+            for read, work in zip(
+                (*self.model.layer_read_bytes, self.model.last_bytes),
+                (*self.model.layer_flops, self.model.head_flops),
+                strict=True,
+            )
+            if read > 0
+        ]
+        read = float(self.read[0, -1])
+        least = min((REFERENCE_ROWS * work / read for read, work in sides), default=0.0)
+        return np.maximum(read / np.array(self.bandwidth), least * read / np.array(self.flops))
+
+    def _largest_share(
+        self, share: Matrix, kind: NDArray[np.bool_], budgets: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The largest share of a stage of this kind that fits into each budget; 0 if none does."""
+        held, shares = self.held[kind], share[kind]
+        order = np.argsort(held, kind="stable")
+        best = np.concatenate([[0.0], np.maximum.accumulate(shares[order])])
+        return np.asarray(best[np.searchsorted(held[order], budgets, side="right")])
 
     def _spans(self, values: NDArray[np.float64]) -> Matrix:
         """Sums over layers from position row to position column."""
