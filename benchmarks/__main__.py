@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -81,6 +82,7 @@ def main() -> int:
     for name in arguments.names:
         if name not in names:
             parser.error(f"{name} is none of {', '.join(names)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clusters end with it
     chosen = [part for part in PARTS if not arguments.names or part.name in arguments.names]
     print(report.machine_line(machine(arguments.dtype), arguments.rounds), flush=True)
     results = read_results(RESULTS)

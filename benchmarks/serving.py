@@ -63,8 +63,8 @@ def measure_slope(bench: Bench, sheet: Sheet) -> None:
     """``benchmarks/memory_slope.py``, once: it takes minutes."""
     text = run_module("benchmarks.memory_slope")
     slopes = {
-        found[1]: float(found[2].replace(",", ""))
-        for found in re.finditer(r"^\s*(\S+):?\s+(-?[\d,.]+) bytes", text, re.M)
+        found[1]: float(found[2])
+        for found in re.finditer(r"^(.+): (-?\d+) bytes a request", text, re.M)
     }
     nodes = [slope for name, slope in slopes.items() if name.startswith("node")]
     if not nodes or "scheduler" not in slopes:
