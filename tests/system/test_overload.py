@@ -1,0 +1,112 @@
+"""A real cluster that is asked for far more than it can do."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.cluster import Cluster, boot
+from tests.models import make_model
+
+ROWS = 2
+PLACES = 16
+MINE = 12  # of the places, for a client that is alone: three times what stays free
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One node with two rows, and a short queue."""
+    model = make_model(tmp_path_factory.mktemp("models") / "tiny", layers=2, hidden=32)
+    variables = {
+        "PARALLAX_LIMITS__LANE_ROWS": str(ROWS),
+        "PARALLAX_LIMITS__QUEUE_REQUESTS": str(PLACES),
+    }
+    with boot(model, nodes=1, variables=variables) as running:
+        yield running
+
+
+def body(tokens: int, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Hi"}]
+    return {"messages": messages, "max_tokens": tokens, "ignore_eos": True, **fields}
+
+
+def ask_from(address: str, port: int, tokens: int) -> int:
+    """Completion tokens of one answer, asked for from this address of the machine."""
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=PATIENCE_S, source_address=(address, 0)
+    )
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body(tokens)))
+        answer = json.load(connection.getresponse())
+        return int(answer["usage"]["completion_tokens"])
+    finally:
+        connection.close()
+
+
+def has_address(address: str) -> bool:
+    """Whether this machine has it; macOS gives loopback only 127.0.0.1."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not has_address("127.0.0.2"), reason="loopback has one address here")
+def test_a_client_with_one_request_does_not_wait_for_all_of_another_ones(cluster: Cluster) -> None:
+    port, tokens, count = cluster.http_port, 150, ROWS + MINE
+    with ThreadPoolExecutor(count) as pool:
+        flood = [pool.submit(ask_from, "127.0.0.1", port, tokens) for _ in range(count)]
+        cluster.wait(lambda s: s["queue"] == {"waiting": MINE, "running": ROWS})
+        before = sum(each.done() for each in flood)
+        assert ask_from("127.0.0.2", port, tokens) == tokens
+        # It gets the next row; meanwhile the other row, and the one before it, come to an end.
+        assert sum(each.done() for each in flood) - before <= count // 2
+        for each in as_completed(flood, timeout=PATIENCE_S):
+            assert each.result() == tokens
+
+
+def test_ten_times_too_many_are_refused_at_once_and_the_admitted_are_served(
+    cluster: Cluster,
+) -> None:
+    tokens, count = 40, 10 * (ROWS + MINE)
+
+    async def one(session: aiohttp.ClientSession) -> tuple[int, float]:
+        began_s = time.perf_counter()
+        path = cluster.url + "/v1/chat/completions"
+        async with session.post(path, json=body(tokens, stream=True)) as answer:
+            status, took_s = answer.status, time.perf_counter() - began_s
+            text = (await answer.read()).decode()
+        if status == 429:
+            assert int(answer.headers["Retry-After"]) > 0
+            assert json.loads(text)["error"]["code"] == "queue_full"
+        else:
+            assert text.endswith("data: [DONE]\n\n")
+            assert '"finish_reason":"length"' in text
+        return status, took_s
+
+    async def every() -> list[tuple[int, float]]:
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            return await asyncio.gather(*(one(session) for _ in range(count)))
+
+    answers = asyncio.run(every())
+    statuses = Counter(status for status, _ in answers)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= ROWS + MINE
+    refused_s = [took_s for status, took_s in answers if status == 429]
+    assert max(refused_s) < 30, "a refusal does not wait in the queue"
+    cluster.wait(lambda s: s["queue"] == {"waiting": 0, "running": 0})
