@@ -295,6 +295,10 @@ class Conductor:
         """Cache bytes of the sequences on the dearest stage."""
         return self._budget.charge(*self._held())
 
+    def _joined_bytes(self) -> int:
+        """The same once everyone has joined a lane, unless it is more now."""
+        return max(self._live_bytes(), self._budget.charge(self._forecast(None, 0), ()))
+
     def _held(self) -> tuple[list[tuple[int, int]], list[int]]:
         """Rows and length of each lane, and the lengths of those in none."""
         lanes = [(lane.members, lane.longest) for lane in self._lanes if lane.members]
@@ -311,14 +315,19 @@ class Conductor:
         if not limit:
             return True
         times = self._handed_back.get(sequence.request, 0)
-        grown = self._forecast(sequence, GROWTH_TOKENS << min(times, MOST_PATIENCE)), []
+        grown = self._forecast(sequence, GROWTH_TOKENS << min(times, MOST_PATIENCE))
         lanes, alone = self._held()
-        now = lanes, [*alone, sequence.length]
-        charge, prefixes = self._budget.charge, self._prefixes
-        if self._sequences and max(charge(*grown), charge(*now)) > limit:
+        alone.append(sequence.length)
+        prefixes = self._prefixes
+
+        def charge(kept: list[int] | None = None) -> int:
+            now = self._budget.charge(lanes, alone, kept or ())
+            return max(now, self._budget.charge(grown, (), kept or ()))
+
+        if self._sequences and charge() > limit:
             return False
         own = prefixes.find(sequence)
-        while max(charge(*when, prefixes.kept_bytes) for when in (grown, now)) > limit:
+        while charge(prefixes.kept_bytes) > limit:
             if not prefixes.evict_oldest(spare=own):
                 if own is not None:
                     self._begin(sequence)
@@ -326,7 +335,7 @@ class Conductor:
                 break
         return True
 
-    def _forecast(self, extra: Sequence, more: int) -> list[tuple[int, int]]:
+    def _forecast(self, extra: Sequence | None, more: int) -> list[tuple[int, int]]:
         """Rows and length of each lane once everyone has joined one and has grown by ``more``."""
         context = self._shape.context_tokens
         shapes = []
@@ -334,7 +343,7 @@ class Conductor:
             rows = (*lane.rows, *lane.joining)
             longest = max((s.expected_length(more, context) for s in rows), default=0)
             shapes.append((len(rows), longest))
-        for sequence in (*self._prefill, extra):
+        for sequence in (*self._prefill, *([extra] if extra else ())):
             length = sequence.expected_length(more, context)
             chosen = self._choose(shapes, length)
             members, longest = shapes[chosen]
@@ -386,7 +395,7 @@ class Conductor:
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
             self._inject(out, frame, _Flight(wire.PREFILL, len(tokens)))
             sequence.cached = end
-            self._prefixes.prefilled(sequence, self._live_bytes)
+            self._prefixes.prefilled(sequence, self._joined_bytes)
         if sequence.cached >= sequence.prefill_length:
             self._prefill.popleft()
             sequence.phase = Phase.READY

@@ -138,11 +138,7 @@ class PrefixCache:
         # All but the last token at most: what follows it in the caches may not be the answer's.
         held = min(sequence.cached, sequence.prefill_length)
         steps = self._index.steps(sequence.slice(0, held)) if self._works else ()
-        if not steps:
-            return
-        covering = self._index.covers(steps)
-        if covering is not None:
-            self._index.touch(covering)
+        if not steps or self._index.covers(steps):
             return
         trims = self._can_trim(held)
         needless = self._index.within(steps) if trims else []  # the new one serves as well
@@ -155,7 +151,8 @@ class PrefixCache:
         for prefix in needless:
             self._evict(prefix)
         while len(self._index) >= MOST_KEPT or not self._fits(bytes_, self._bytes_of([]), room):
-            self.evict_oldest()
+            if not self.evict_oldest():
+                return
         prefix = Prefix(self._next_handle, steps, held, trims)
         self._next_handle += 1
         self._index.add(prefix)

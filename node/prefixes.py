@@ -72,12 +72,10 @@ class Prefixes:
         """How many of ``tokens`` some kept prefix begins with, even if it cannot be cut there."""
         return self.step_tokens * sum(1 for _ in self._walk(self.steps(tokens)))
 
-    def covers(self, steps: Sequence[Step]) -> Prefix | None:
-        """A prefix that already serves wherever one with these steps would."""
+    def covers(self, steps: Sequence[Step]) -> bool:
+        """Whether some prefix already serves wherever one with these steps would."""
         way = list(self._walk(steps))
-        if not way or len(way) < len(steps):
-            return None
-        return next(iter((way[-1].passing or way[-1].ending).values()), None)
+        return len(way) == len(steps) and bool(way and (way[-1].passing or way[-1].ending))
 
     def within(self, steps: Sequence[Step]) -> list[Prefix]:
         """The prefixes that end on the way along these steps."""

@@ -147,20 +147,60 @@ def test_live_sequences_come_first_and_the_oldest_prefix_goes_first() -> None:
     ring = make_ring(cost=DENSE, budget=4 * 256, lanes=1)
     for number in (1, 2, 3, 4):
         ask(ring, number, some(60, number))
-    assert len(ring.kept) == 2, "one row, the lane's copy, and what is left"
-    assert ring.load.prefixes.kept_bytes == 2 * 256
+    assert len(ring.kept) == 3, "two beside a row and its lane's copy, and then what that row had"
+    assert ring.load.prefixes.kept_bytes == 3 * 256
     assert ask(ring, 5, some(60, 3)) == 56
     ask(ring, 6, some(60, 6))
     assert ask(ring, 7, some(60, 3)) == 56, "used lately"
-    assert ask(ring, 8, some(60, 4)) == 0, "evicted for the sixth"
+    assert ask(ring, 8, some(60, 4)) == 0, "evicted for that"
     before = ring.load.prefixes.evictions
     ring.take(ring.conductor.submit(submit(9, some(60, 9), 60, NEVER)))
     ring.take(ring.conductor.submit(submit(10, some(60, 10), 60, NEVER)))
     assert ring.load.free_rows == 2, "both fit, without prefixes"
     assert ring.load.prefixes.kept == 0
-    assert ring.load.prefixes.evictions == before + 2
+    assert ring.load.prefixes.evictions == before + 3
     ring.run_out()
     assert ring.ends[9] == ring.ends[10] == wire.END_LENGTH
+
+
+def test_what_is_used_in_part_counts_as_used() -> None:
+    ring = make_ring(cost=DENSE, budget=4 * 256, lanes=1)
+    ask(ring, 1, some(60, 1))
+    ask(ring, 2, some(60, 2))
+    ask(ring, 3, some(60, 1)[:20], max_tokens=2)
+    assert ring.load.prefixes.kept == 2
+    ask(ring, 4, some(60, 4))
+    assert ask(ring, 5, some(60, 1)) == 56
+    assert ask(ring, 6, some(60, 2)) == 0
+
+
+def test_a_prompt_is_not_kept_at_the_cost_of_others_while_its_answer_is_to_come() -> None:
+    ring = make_ring(cost=DENSE, budget=5 * 256, lanes=1)
+    for number in (1, 2, 3):
+        ask(ring, number, some(60, number))
+    ring.take(ring.conductor.submit(submit(4, some(60, 4), 60, NEVER)))
+    while not ring.answers.get(4):
+        ring.step()
+    assert (ring.load.prefixes.kept, ring.load.prefixes.evictions) == (3, 0)
+    ring.run_out()
+    assert (ring.load.prefixes.kept, ring.load.prefixes.evictions) == (4, 0)
+
+
+def test_where_answers_are_not_kept_the_oldest_goes_for_a_prompt_at_once() -> None:
+    ring = make_ring(cost=LATENT, budget=5 * 256, lanes=1)
+    for number in (1, 2, 3, 4, 5):
+        ask(ring, number, some(60, number))
+    assert (ring.load.prefixes.kept, ring.load.prefixes.evictions) == (3, 2)
+    assert ask(ring, 6, some(60, 5)) == 56
+
+
+def test_a_prompt_cancelled_between_boundaries_is_not_kept_where_nothing_can_be_cut() -> None:
+    ring = make_ring(cost=STATE, lanes=1, grid=32)
+    ring.take(ring.conductor.submit(submit(1, [1, 2], 50, NEVER)))
+    ring.take(ring.conductor.submit(submit(2, some(20), 50, NEVER)))
+    ring.take(ring.conductor.cancel(wire.Cancel(request=2, attempt=1)))  # before it joins the lane
+    ring.run_out()
+    assert not ring.kept
 
 
 def test_a_request_for_which_nothing_makes_room_evicts_nothing() -> None:
