@@ -12,7 +12,8 @@ import grpc.aio
 import pytest
 
 from parallax.fabric.addresses import listening_addresses
-from parallax.fabric.channels import listen
+from parallax.fabric.channels import listen, stop_listening
+from parallax.fabric.data_channel import DataListener
 from parallax.fabric.limits import Limits
 from parallax.node.compute import Compute
 from parallax.node.seats import Seats
@@ -39,12 +40,14 @@ class Refusing(rpc.RingServicer):
 class Node:
     """Seats, and what they told the scheduler."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, name: str = "me", limits: Limits | None = None, data: DataListener | None = None
+    ) -> None:
         self.told: list[wire.NodeReport] = []
         self.compute = Compute(asyncio.get_running_loop())
-        self.limits = Limits()
+        self.limits = limits or Limits()
         shelf = cast(Shelf, Held())
-        self.seats = Seats("me", self.compute, shelf, self.limits, self.told.append)
+        self.seats = Seats(name, self.compute, shelf, self.limits, self.told.append, data)
 
     def kinds(self) -> list[str | None]:
         return [report.WhichOneof("report") for report in self.told]
@@ -60,6 +63,30 @@ async def node() -> AsyncIterator[Node]:
         made.compute.stop(5)
 
 
+LOOPBACK = listening_addresses(loopback_only=True)[:1]
+
+
+@asynccontextmanager
+async def listening_node(
+    name: str, data: DataListener | None
+) -> AsyncIterator[tuple[Node, wire.StagePlace]]:
+    """A node that its neighbours can reach."""
+    made = Node(name, Limits(beat_s=0.01), data)
+
+    def register(server: grpc.aio.Server) -> None:
+        rpc.add_RingServicer_to_server(made.seats, server)
+
+    server, port = await listen(LOOPBACK, 0, peer_id=name, limits=made.limits, register=register)
+    place = wire.StagePlace(node_id=name)
+    place.endpoints.add(host=LOOPBACK[0].host, port=port, kind="loopback")
+    try:
+        yield made, place
+    finally:
+        await made.seats.leave_all()
+        await stop_listening(server, grace_s=0.1)
+        made.compute.stop(5)
+
+
 def form(epoch: int, *others: wire.StagePlace) -> wire.FormRing:
     me = wire.StagePlace(node_id="me", first=0, end=2)
     shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8)
@@ -67,7 +94,7 @@ def form(epoch: int, *others: wire.StagePlace) -> wire.FormRing:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -109,6 +136,52 @@ async def test_a_neighbour_that_refuses_breaks_the_ring_at_once() -> None:
             await one.seats.leave(1)
         finally:
             await server.stop(None)
+
+
+def data_listener(kind: str) -> DataListener | None:
+    if kind == "none":
+        return None
+    listener = DataListener(LOOPBACK, Limits())
+    if kind == "unreachable":
+        listener.close()
+    return listener
+
+
+@pytest.mark.parametrize("first", ["there", "unreachable", "none"])
+@pytest.mark.parametrize("second", ["there", "unreachable", "none"])
+async def test_frames_go_around_whichever_data_connections_can_be_made(
+    first: str, second: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    listeners = data_listener(first), data_listener(second)
+    async with (
+        listening_node("one", listeners[0]) as (one, at_one),
+        listening_node("two", listeners[1]) as (two, at_two),
+    ):
+        at_one.end, at_two.first, at_two.end = 2, 2, 4
+        ring = form(1)
+        del ring.stages[:]
+        ring.stages.extend([at_one, at_two])
+        one.seats.form(ring)
+        second_form = wire.FormRing()
+        second_form.CopyFrom(ring)
+        second_form.index = 1
+        two.seats.form(second_form)
+        await until(lambda: one.kinds() == ["joined"] and two.kinds() == ["joined"])
+        await until(lambda: one.seats.health(0.0)[0].ring_round_trip_s > 0)
+        hops = [node.seats.health(0.0)[0].hops for node in (one, two)]
+        await until(
+            lambda: all(
+                node.seats.health(0.0)[0].hops > before + 3
+                for node, before in zip((one, two), hops, strict=True)
+            )
+        )
+        slower = sum("go through gRPC" in record.message for record in caplog.records)
+        assert slower == [first, second].count("unreachable")
+        await two.seats.leave(1)
+        await until(lambda: one.kinds() == ["joined", "broken"])
+    for listener in listeners:
+        if listener is not None:
+            listener.close()
 
 
 async def test_what_nobody_foresaw_in_forming_breaks_the_ring() -> None:
