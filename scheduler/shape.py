@@ -35,14 +35,15 @@ def shape_of(
     cache_bytes = max(1, min(spare))
     drafts = speculation and all(report.trims for report in reports)
     blocks = all(report.blocks for report in reports)
+    chunk_tokens = ACCELERATED_CHUNK_TOKENS if accelerated else limits.chunk_tokens
     return wire.RingShape(
         lanes=lanes,
         lane_rows=limits.lane_rows if batches else 1,
-        chunk_tokens=ACCELERATED_CHUNK_TOKENS if accelerated else limits.chunk_tokens,
+        chunk_tokens=chunk_tokens,
         window_frames=max(limits.window_frames, lanes + stages + SLACK_FRAMES),
         window_bytes=limits.window_bytes,
         cache_bytes=cache_bytes,
-        context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes)),
+        context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes, chunk_tokens)),
         orphan_s=limits.orphan_s,
         draft_tokens=limits.draft_tokens if drafts else 0,
         block_tokens=limits.block_tokens if blocks else 1,
@@ -76,12 +77,17 @@ def forms_of(
     ]
 
 
-def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int) -> int:
-    """The longest lone sequence whose caches, and one copy, stay within ``cache_bytes``."""
+def tokens_that_fit(reports: Sequence[wire.StageReady], cache_bytes: int, chunk_tokens: int) -> int:
+    """The longest lone sequence that stays within ``cache_bytes``.
+
+    It is decoded beside a copy of its caches; before that, windows hold a chunk more.
+    """
     most = 1 << 31
     for report in reports:
         cost = report.cache
         fixed = cost.fixed_bytes + cost.window_bytes_per_token * cost.window_tokens
+        chunk = cost.window_bytes_per_token * chunk_tokens
+        room = min(cache_bytes // 2, cache_bytes - chunk) - fixed
         if cost.bytes_per_token:
-            most = min(most, max(1, (cache_bytes // 2 - fixed) // cost.bytes_per_token))
+            most = min(most, max(1, room // cost.bytes_per_token))
     return most
