@@ -1,10 +1,12 @@
 """Tokens per second through HTTP, text and server-sent events alone.
 
-    python -m benchmarks.http_streams [--streams 64] [--tokens 2000]
+    python -m benchmarks.http_streams [--streams 64] [--tokens 2000] [--reports]
 
 A generator in this process stands for the cluster. As a ring's lane does, it hands
 out one token to each of so many streams at once and then lets the loop go on. The
-clients are another process, so that what is measured is one core of server.
+clients are another process, so that what is measured is one core of server. With
+``--reports`` the tokens come as a head's reports do, serialised, and go through the
+scheduler's own dispatcher: its whole path but gRPC.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import ClassVar
+from unittest.mock import patch
 
 from parallax.fabric.limits import Limits
+from parallax.proto import wire_pb2 as wire
+from parallax.scheduler import dispatch
 from parallax.scheduler.generation import (
     CatalogModel,
     Finish,
@@ -86,26 +92,88 @@ class Faucet:
         return None
 
 
-def drink(port: int, streams: int, tokens: int) -> None:
-    """The clients: read everything, as cheaply as can be."""
+class _Link:
+    """A stream to a head that keeps the numbers of the requests that it was sent."""
 
-    async def one() -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        message = {"role": "user", "content": "Hi"}
-        body = json.dumps({"messages": [message], "stream": True, "max_tokens": tokens}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-        events, tail = 0, b""
-        while data := await reader.read(1 << 18):
-            events += data.count(b"data: ")
-            tail = (tail + data)[-32:]
-        assert b"[DONE]" in tail
-        writer.close()
-        return events
+    made: ClassVar[list[_Link]] = []
+
+    def __init__(self, *_: object) -> None:
+        self.sent: list[int] = []
+        _Link.made.append(self)
+
+    def submit(self, submit: wire.Submit) -> None:
+        self.sent.append(submit.request)
+
+    def cancel(self, cancel: wire.Cancel) -> None:
+        """Nobody works on it."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+class Reports(Faucet):
+    """A cluster whose dispatcher hears from a head that costs nothing."""
+
+    def __init__(self, folder: Path, tokens: tuple[int, ...], streams: int) -> None:
+        super().__init__(folder, tokens, streams)
+        with patch.object(dispatch, "HeadLink", _Link):
+            self._dispatcher = dispatch.Dispatcher(Limits(), lambda _epoch, _error: None)
+            self._dispatcher.ring_up(1, "head", [], streams, 1.0)
+        self._link = _Link.made.pop()
+        self._flowing: asyncio.Task[None] | None = None
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Token | Finish, None]:
+        if self._flowing is None:
+            self._flowing = asyncio.create_task(self._report(generation.max_tokens))
+        async for event in self._dispatcher.generate(generation):
+            yield event
+
+    async def _report(self, count: int) -> None:
+        requests = self._link.sent
+        while len(requests) < self._streams:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self.began_s, self.began_cpu_s = perf_counter(), process_time()
+        for index in range(count):
+            token = self._tokens[index % len(self._tokens)]
+            events = [
+                wire.TokenEvent(request=request, attempt=1, index=index, token=token)
+                for request in requests
+            ]
+            load = wire.HeadLoad(decoding=self._streams, lanes=1, budget_bytes=1 << 30)
+            packed = wire.HeadReport(epoch=1, tokens=events, load=load).SerializeToString()
+            self._dispatcher.head_report(wire.HeadReport.FromString(packed))
+            for _ in range(_TICKS):
+                await asyncio.sleep(0)
+        ends = [
+            wire.EndEvent(request=request, attempt=1, reason=wire.END_LENGTH)
+            for request in requests
+        ]
+        self._dispatcher.head_report(wire.HeadReport(epoch=1, ends=ends))
+
+
+async def read_stream(port: int, tokens: int) -> int:
+    """One client, as cheap as can be: how many events its answer of so many tokens had."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    message = {"role": "user", "content": "Hi"}
+    body = json.dumps({"messages": [message], "stream": True, "max_tokens": tokens}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    events, tail = 0, b""
+    while data := await reader.read(1 << 18):
+        events += data.count(b"\n\n") + (tail[-1:] == data[:1] == b"\n")
+        tail = (tail + data)[-32:]
+    assert b"[DONE]" in tail
+    writer.close()
+    return events
+
+
+def drink(port: int, streams: int, tokens: int) -> None:
+    """The clients: read everything."""
 
     async def every() -> None:
-        events = await asyncio.gather(*(one() for _ in range(streams)))
-        assert min(events) > tokens // 2, events
+        events = await asyncio.gather(*(read_stream(port, tokens) for _ in range(streams)))
+        # One for each token, and role, finish reason and [DONE].
+        assert set(events) == {tokens + 3}, events
 
     asyncio.run(every())
 
@@ -128,11 +196,11 @@ def make_folder(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-async def measure(folder: Path, streams: int, tokens: int) -> None:
+async def measure(folder: Path, streams: int, tokens: int, kind: type[Faucet]) -> None:
     """Serve, let the clients drink, print."""
     from parallax.scheduler.text.tokenizer import ChatTokenizer
 
-    faucet = Faucet(folder, ChatTokenizer(folder).encode(TEXT), streams)
+    faucet = kind(folder, ChatTokenizer(folder).encode(TEXT), streams)
     runner, port = await serve(make_app(faucet, limits=Limits(), metrics=Metrics()), "127.0.0.1", 0)
     clients = multiprocessing.get_context("spawn").Process(
         target=drink, args=(port, streams, tokens)
@@ -153,10 +221,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--reports", action="store_true")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder))
-        asyncio.run(measure(Path(folder), flags.streams, flags.tokens))
+        asyncio.run(
+            measure(Path(folder), flags.streams, flags.tokens, Reports if flags.reports else Faucet)
+        )
 
 
 if __name__ == "__main__":

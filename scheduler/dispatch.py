@@ -234,7 +234,7 @@ class Dispatcher:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        if self._paused:
+        if self._paused or not self._router.waiting:
             return
         now = time.monotonic()
         for send in self._router.dispatch(now):
