@@ -6,11 +6,15 @@ mlx-lm is pinned; what is used here is what to look at when the pin moves.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
+import importlib.util
 import resource
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import mlx.core as mx
@@ -18,15 +22,59 @@ from mlx.utils import tree_flatten
 
 from parallax.fabric.errors import ModelBroken, UnknownArchitecture
 
-# mlx_lm.utils lowers the limits on open files as it is imported, the hard one too, which only a
-# superuser could raise again: so its call goes nowhere.
-_set_limit = resource.setrlimit
-resource.setrlimit = lambda *_: None
-try:
-    import mlx_lm.utils
-finally:
-    resource.setrlimit = _set_limit
 
+class _LatePackage(ModuleType):
+    """A package whose own code runs when something of it is asked for, not its modules alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        spec = self.__spec__
+        if spec is None or spec.loader is None:
+            raise AttributeError(name)
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _without_tokenizers() -> None:
+    """Lets mlx_lm.utils be imported without transformers, which would take most of a second.
+
+    A node handles no text. Whoever asks for mlx-lm's tokenizers later gets them.
+    """
+    spec = importlib.util.find_spec("mlx_lm")
+    if "mlx_lm" in sys.modules or spec is None:
+        return
+    package = importlib.util.module_from_spec(spec)
+    package.__class__ = _LatePackage
+    stand_in = ModuleType("mlx_lm.tokenizer_utils")
+    stand_in.TokenizerWrapper = object  # type: ignore[attr-defined]  # named in annotations
+    stand_in.load = _load_tokenizer  # type: ignore[attr-defined]
+    sys.modules["mlx_lm"] = package
+    sys.modules["mlx_lm.tokenizer_utils"] = stand_in
+
+
+def _load_tokenizer(*args: Any, **kwargs: Any) -> Any:
+    return importlib.import_module("mlx_lm.tokenizer_utils").load(*args, **kwargs)
+
+
+def _import_utils() -> None:
+    """Imports mlx_lm.utils, which lowers the limits on open files as it is imported.
+
+    The hard one too, which only a superuser could raise again: so its call goes nowhere.
+    """
+    _without_tokenizers()
+    set_limit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        importlib.import_module("mlx_lm.utils")
+    finally:
+        resource.setrlimit = set_limit
+        if not hasattr(sys.modules.get("mlx_lm.tokenizer_utils"), "__file__"):
+            sys.modules.pop("mlx_lm.tokenizer_utils", None)  # the stand-in
+
+
+_import_utils()
+
+import mlx_lm.utils  # noqa: E402
 from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 
 VERSION = importlib.metadata.version("mlx-lm")

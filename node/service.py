@@ -68,7 +68,10 @@ class NodeService:
         identity = load_identity(settings.state_dir / "node.key")
         facts = await self._compute.call(
             lambda: measure_facts(
-                identity.peer_id, name=settings.name, memory_bytes=settings.memory
+                identity.peer_id,
+                name=settings.name,
+                memory_bytes=settings.memory,
+                kept=settings.state_dir / "measurements.json",
             )
         )
         self._shelf = Shelf(self._compute, settings.state_dir, facts.budget_bytes, self._tell)

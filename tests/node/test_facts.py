@@ -10,7 +10,7 @@ import mlx.core as mx
 import psutil
 import pytest
 
-from parallax.node import facts
+from parallax.node import facts, measurements
 
 
 def test_a_machine_is_measured_within_half_a_second() -> None:
@@ -70,3 +70,33 @@ def test_the_processors_name_is_read(tmp_path: Path, text: str, name: str) -> No
     path = tmp_path / "cpuinfo"
     path.write_text(text)
     assert facts.cpu_model(str(path)) == name
+
+
+def test_what_was_measured_is_kept_for_a_day_and_then_only_bettered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = iter([(50.0, 7.0), (40.0, 9.0), (1.0, 1.0)])
+    measured: list[tuple[float, float]] = []
+
+    def bandwidth(_: float) -> float:
+        measured.append(next(speeds))
+        return measured[-1][0]
+
+    monkeypatch.setattr(facts, "measure_bandwidth", bandwidth)
+    monkeypatch.setattr(facts, "measure_flops", lambda _: measured[-1][1])
+    file = tmp_path / "state" / "measurements.json"
+
+    def look() -> tuple[float, float]:
+        found = facts.measure_facts("id", name="studio", memory_bytes=None, kept=file)
+        return found.bandwidth_bytes_s, found.flops
+
+    assert look() == look() == (50.0, 7.0)
+    assert len(measured) == 1
+    monkeypatch.setattr(measurements, "GOOD_FOR_S", 0.0)
+    assert look() == (50.0, 9.0)
+    assert len(measured) == 2
+    file.write_text(file.read_text().replace("9.0", "-9.0"))
+    assert look() == (1.0, 1.0), "nonsense is measured anew"
+    file.write_text('{"format": 1}')
+    assert measurements.recall(file, "any") is None
+    assert measurements.recall(tmp_path / "none", "any") is None
