@@ -44,10 +44,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The next token of an answer; ``index`` counts from 0 without gaps."""
+    """The next token of an answer; ``index`` counts from 0 without gaps.
+
+    With the first one: how many of the prompt's tokens were in a cache and not computed.
+    """
 
     index: int
     id: int
+    cached_tokens: int = 0
 
 
 class Reason(Enum):

@@ -65,7 +65,7 @@ class Request:
             return None
         self.tokens.append(event.token)
         self.losses = 0
-        return Token(event.index, event.token)
+        return Token(event.index, event.token, 0 if event.index else event.cached_tokens)
 
     def end(self, event: wire.EndEvent) -> Finish | None:
         """The ring says that the attempt ended.

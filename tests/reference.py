@@ -13,6 +13,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from parallax.node.sampler import draw
 from parallax.proto import wire_pb2 as wire
 
+Chat = str | list[dict[str, str]]  # one user message, or all messages
+
 
 class Reference:
     """One model, whole, in this process."""
@@ -22,15 +24,15 @@ class Reference:
         self.model: Any = loaded[0]
         self.tokenizer: Any = loaded[1]
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of a chat with one user message."""
-        messages = [{"role": "user", "content": text}]
+    def prompt(self, text: Chat) -> list[int]:
+        """Token ids of a chat."""
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         ids: list[int] = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False
         )
         return ids
 
-    def greedy(self, text: str, tokens: int) -> list[int]:
+    def greedy(self, text: Chat, tokens: int) -> list[int]:
         """Token ids by mlx-lm's own generation, up to an end-of-turn token."""
         answer: list[int] = []
         for token, _ in generate_step(mx.array(self.prompt(text)), self.model, max_tokens=tokens):
@@ -40,7 +42,7 @@ class Reference:
         return answer
 
     def sampled(
-        self, text: str, tokens: int, sampling: wire.Sampling, *, ends: bool = True
+        self, text: Chat, tokens: int, sampling: wire.Sampling, *, ends: bool = True
     ) -> list[int]:
         """Token ids by Parallax's sampler over mlx-lm's own logits."""
         prompt = self.prompt(text)

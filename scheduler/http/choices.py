@@ -25,6 +25,7 @@ class Choices:
         self.answers = answers
         self.open = len(answers)
         self._prompt_tokens = prompt_tokens
+        self._cached_tokens = 0  # of the first choice: the others begin with its prompt
         self._began_s = began_s
         self._first_s: float | None = None
         self._last_s = began_s
@@ -40,6 +41,8 @@ class Choices:
                 continue  # came after a stop string
             if isinstance(event, Token):
                 self._time(index, at_s)
+                if event.cached_tokens and index == 0:
+                    self._cached_tokens = event.cached_tokens
                 text = answer.push(event.id)
             else:
                 text = answer.finish(event.reason)
@@ -60,14 +63,17 @@ class Choices:
         """How the first choice ended."""
         return self.answers[0].finish_reason or "open"
 
-    def usage(self) -> dict[str, int]:
-        """OpenAI's ``usage``."""
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's ``usage``; its details only where there is something to tell."""
         tokens = self.tokens
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": tokens,
             "total_tokens": self._prompt_tokens + tokens,
         }
+        if self._cached_tokens:
+            usage["prompt_tokens_details"] = {"cached_tokens": self._cached_tokens}
+        return usage
 
     def speed(self) -> dict[str, Any]:
         """Tokens per second after the first, time to the first, and how many."""

@@ -40,6 +40,19 @@ def test_an_attempt_carries_everything_that_was_generated() -> None:
     assert second.sampling == first.sampling
 
 
+def test_the_first_token_tells_how_much_of_the_prompt_was_kept() -> None:
+    request = make()
+    request.start(epoch=3)
+    first = token(1, 0, 50)
+    first.cached_tokens = 2
+    assert request.take(first) == Token(0, 50, cached_tokens=2)
+    request.ring_lost(3)
+    request.start(epoch=4)
+    later = token(2, 1, 51)
+    later.cached_tokens = 3
+    assert request.take(later) == Token(1, 51), "that is no part of the prompt"
+
+
 @pytest.mark.parametrize(("attempt", "index"), [(1, 2), (2, 1), (2, 3), (3, 2)])
 def test_only_the_current_attempts_next_token_is_taken(attempt: int, index: int) -> None:
     request = make()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from dataclasses import replace
 
 import pytest
 
+from parallax.scheduler.generation import Token
 from tests.scheduler.http.scripted import Scripted, site
 
 
@@ -252,3 +254,25 @@ async def test_a_models_own_sampling_values_hold_where_a_request_names_none(
     assert first.repetition_penalty == 1.05
     assert (first.min_p, first.presence_penalty) == (0.0, 0.0)
     assert (second.temperature, second.top_p, second.top_k) == (0.0, 0.95, 3)
+
+
+class Cached(Scripted):
+    """Had some of every prompt in a cache: of the choices, each more than the one before."""
+
+    async def generate(self, generation):
+        cached = 7 + len(self.generations)
+        async for event in super().generate(generation):
+            first = isinstance(event, Token) and event.index == 0
+            yield replace(event, cached_tokens=cached) if first else event
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_usage_tells_how_much_of_the_prompt_was_cached(n, says):
+    script = says("Hey")
+    cluster = Cached(script.folder, script.script)
+    async with site(cluster) as here:
+        _, answer = await here.chat("Hi", n=n)
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 7}
+        events = await here.events(stream_options={"include_usage": True})
+        details = json.loads(events[-2])["usage"]["prompt_tokens_details"]
+        assert details == {"cached_tokens": 7 + n}
