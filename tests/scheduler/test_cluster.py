@@ -32,6 +32,7 @@ from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.generation import Generation, Sampling
 from parallax.scheduler.metrics import Metrics
+from parallax.scheduler.stage_costs import LinkFacts
 from parallax.scheduler.store import Store
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
@@ -46,6 +47,7 @@ class Node:
     incarnation: int = 1
     link: NodeLink = field(default_factory=NodeLink)
     seen: list[wire.NodeOrder] = field(default_factory=list)
+    budget_bytes: int = 1 << 30
 
     def attend(self, *held: wire.StageReady) -> Node:
         self.hello()
@@ -59,7 +61,7 @@ class Node:
             node_id=self.id,
             name=self.id,
             memory_bytes=1 << 30,
-            budget_bytes=1 << 30,
+            budget_bytes=self.budget_bytes,
             bandwidth_bytes_s=1e10,
             flops=1e10,
             backend="cpu",
@@ -368,3 +370,76 @@ async def test_a_scheduler_that_fetches_its_model_at_start_still_stops(
         assert not never.is_set(), "it waited for the fetch"
     finally:
         never.set()
+
+
+async def test_a_better_plan_is_waited_for_and_then_made_beside_the_ring_that_serves(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes that hold the model only together, and a third that takes the half of each."""
+    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
+    monkeypatch.setattr("parallax.scheduler.observed_speeds.DEFAULT_LINK", LinkFacts(1e-9, 1e15))
+    async with running(tmp_path, replan_hold_s=10, replan_pause_s=60) as cluster:
+        await cluster.choose(str(model), 1, True)
+        assert cluster.chosen is not None
+        facts = cluster.chosen.facts
+        reserve = 4 * 4096 * facts.kv_bytes_per_token_per_layer
+        budget = (facts.weight_bytes + reserve) * 3 // 4
+        a, b = (Node(cluster, n, budget_bytes=budget).attend() for n in "ab")
+        a.load_all()
+        b.load_all()
+        await a.join()
+        old = await b.join()
+        c = Node(cluster, "c", budget_bytes=budget).attend()
+        now = time.monotonic()
+        cluster._look(now)
+        cluster._look(now + 9)
+        assert c.orders("load") == [], "it has not been better for long enough"
+        cluster._look(now + 10)
+        assert len(c.orders("load")) == 1
+        assert cluster.status()["status"] == "available"
+        assert a.orders("leave") == []
+        for node in (a, b, c):
+            node.load_all()
+        await c.join()
+        await a.join(2)
+        new = await b.join(2)
+        assert [order.epoch for order in a.orders("leave")] == [old]
+        assert [ring.epoch for ring in cluster.reconciler.rings] == [new]
+        assert len(cluster.reconciler.rings[0].places) == 3
+        assert cluster.status()["problem"] is None
+
+
+async def test_requests_wait_for_a_ring_that_is_planned_and_not_for_one_that_cannot_be(
+    cluster: ClusterService, model: Path
+) -> None:
+    generation = Generation(model.name, (1,), Sampling(seed=1), 4, frozenset())
+    with pytest.raises(NoRing):
+        await anext(cluster.generate(generation))
+    Node(cluster, "a").attend()
+    b = Node(cluster, "b").attend()
+    waiting = asyncio.ensure_future(anext(cluster.generate(generation)))
+    await until(lambda: cluster.requests.waiting == 1)
+    b.fail(ModelTooBig("no room"))
+    a = next(m for m in cluster.members.members() if m.facts.node_id == "a")
+    assert cluster.state_of(a) == "ready"
+    assert not waiting.done(), "another ring is planned"
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_an_asked_for_number_of_stages_is_made_good_when_a_node_comes(
+    cluster: ClusterService,
+) -> None:
+    a, _, _ = await serving(cluster)
+    cluster.node_lost("b", Node(cluster, "b").link, "another link's end is no matter")
+    b = next(m for m in cluster.members.members() if m.facts.node_id == "b")
+    cluster._follow(cluster.members.broken(b.stream, now=time.monotonic()))
+    a.load_all()
+    await until(lambda: len(a.orders("form")) == 2)
+    await a.join(2)
+    assert [ring.nodes for ring in cluster.reconciler.rings] == [("a",)]
+    back = Node(cluster, "b", incarnation=2).attend()
+    rings = [set(ring.nodes) for ring in cluster.reconciler.rings]
+    assert rings == [{"a"}, {"a", "b"}]
+    assert len(back.orders("load")) == 1
+    assert cluster.status()["status"] == "available"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.reconciler import (
     Instruction,
@@ -19,12 +23,12 @@ MODEL = wire.ModelSource(name="m", location="/m", digest="d")
 OTHER = wire.ModelSource(name="n", location="/n", digest="e")
 
 
-def make() -> Reconciler:
+def make(has_room: Callable[[Ring, Place], bool] = lambda _ring, _place: True) -> Reconciler:
     def form(ring: Ring, reports: list[wire.StageReady]) -> list[wire.FormRing]:
         assert [r.stage.first for r in reports] == [p.first for p in ring.places]
         return [wire.FormRing(epoch=ring.epoch, index=i) for i in range(len(ring.places))]
 
-    reconciler = Reconciler(form)
+    reconciler = Reconciler(form, has_room)
     for node in ("a", "b", "c"):
         reconciler.node_up(node, 100)
     return reconciler
@@ -129,3 +133,119 @@ def test_what_a_spare_node_still_holds_is_let_go_once_every_ring_serves() -> Non
     reconciler.stage_ready("c", ready(spare, 0))
     out = bring_up(reconciler, ring_of(), 5)
     assert ("c", "unload") in orders(out)
+
+
+# ------------------------------------------------------------------------ moves
+
+
+def three() -> Ring:
+    """What a ring of two becomes when a third node is there."""
+    return Ring(MODEL, (Place("a", 0, 3), Place("b", 3, 6), Place("c", 6, 8)))
+
+
+def loads(instructions: list[Instruction]) -> dict[str, list[tuple[int, int]]]:
+    """By node: the ranges that a load takes the place of."""
+    return {
+        i.node_id: [(old.first, old.end) for old in i.order.load.instead_of]
+        for i in instructions
+        if isinstance(i, Order) and i.order.HasField("load")
+    }
+
+
+def test_a_move_makes_the_new_while_the_old_serves_and_then_lets_it_go() -> None:
+    reconciler, old, new = make(), ring_of(), three()
+    bring_up(reconciler, old, 5)
+    out = reconciler.move([old], [new])
+    assert loads(out) == {"a": [], "b": [], "c": []}
+    assert len(out) == 3
+    for index, place in enumerate(new.places):
+        out = reconciler.stage_ready(place.node_id, ready(new, index))
+    assert out == [NeedEpoch(new)]
+    reconciler.epoch_issued(new, 6)
+    reconciler.joined("a", 6)
+    reconciler.joined("b", 6)
+    assert old.state is RingState.READY
+    assert reconciler.moving
+    out = reconciler.joined("c", 6)
+    assert out.index(RingUp(new)) < out.index(RingDown(old, 5, moved=True))
+    assert orders(out) == [("a", "leave"), ("b", "leave"), ("a", "unload"), ("b", "unload")]
+    assert reconciler.rings == [new]
+    assert not reconciler.moving
+
+
+def test_what_cannot_be_held_twice_is_loaded_last_in_the_place_of_the_old() -> None:
+    old, new = ring_of(), three()
+    reconciler = make(lambda ring, place: not (ring is new and place.node_id == "b"))
+    bring_up(reconciler, old, 5)
+    assert set(loads(reconciler.move([old], [new]))) == {"a", "c"}
+    assert reconciler.stage_ready("a", ready(new, 0)) == []
+    assert old.state is RingState.READY, "it serves as long as it can"
+    out = reconciler.stage_ready("c", ready(new, 2))
+    assert orders(out) == [("a", "leave"), ("b", "leave"), ("b", "load")]
+    assert RingDown(old, 5, moved=True) in out
+    assert loads(out) == {"b": [(4, 8)]}
+    assert reconciler.stage_ready("b", ready(new, 1)) == [NeedEpoch(new)]
+    reconciler.epoch_issued(new, 6)
+    for node in "abc":
+        out = reconciler.joined(node, 6)
+    assert RingUp(new) in out
+    assert ("a", "unload") in orders(out)
+    assert not reconciler.moving
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_move_to_a_node_that_is_lost_is_given_up_and_the_old_ring_stays(broken: bool) -> None:
+    reconciler, old, new = make(), ring_of(), three()
+    bring_up(reconciler, old, 5)
+    reconciler.move([old], [new])
+    reconciler.stage_ready("a", ready(new, 0))
+    if broken:
+        stage = ready(new, 2).stage
+        out = reconciler.stage_failed("c", stage)
+    else:
+        out = reconciler.node_down("c")
+    assert out == []
+    assert reconciler.rings == [old]
+    assert old.state is RingState.READY
+    assert not reconciler.moving
+
+
+def test_an_old_ring_that_is_lost_during_a_move_does_not_end_the_move() -> None:
+    old = ring_of(nodes="ab")
+    new = Ring(MODEL, (Place("a", 0, 4), Place("c", 4, 8)))
+    reconciler = make(lambda ring, _place: ring is not new)
+    bring_up(reconciler, old, 5)
+    assert RingDown(old, 5, moved=True) in reconciler.move([old], [new]), "there is no room at all"
+    assert reconciler.moving
+    reconciler = make(lambda ring, place: ring is not new or place.node_id == "c")
+    old = ring_of(nodes="ab")
+    new = Ring(MODEL, (Place("a", 0, 5), Place("c", 5, 8)))
+    bring_up(reconciler, old, 5)
+    assert set(loads(reconciler.move([old], [new]))) == {"c"}
+    out = reconciler.node_down("b")
+    assert RingDown(old, 5) in out
+    assert loads(out) == {"a": [(0, 4)]}
+    reconciler.stage_ready("c", ready(new, 1))
+    assert reconciler.stage_ready("a", ready(new, 0)) == [NeedEpoch(new)]
+
+
+def test_a_new_ring_that_breaks_while_it_forms_forms_again_and_the_old_one_serves_on() -> None:
+    reconciler, old, new = make(), ring_of(), three()
+    bring_up(reconciler, old, 5)
+    reconciler.move([old], [new])
+    for index, place in enumerate(new.places):
+        reconciler.stage_ready(place.node_id, ready(new, index))
+    reconciler.epoch_issued(new, 6)
+    out = reconciler.broken(6)
+    assert out[-1] == NeedEpoch(new)
+    assert not any(isinstance(i, RingDown) for i in out)
+    assert old.state is RingState.READY
+
+
+def test_a_ring_that_is_wanted_no_more_ends_a_move_too() -> None:
+    reconciler, old, new = make(), ring_of(), three()
+    bring_up(reconciler, old, 5)
+    reconciler.move([old], [new])
+    reconciler.want_none()
+    assert reconciler.rings == []
+    assert not reconciler.moving
