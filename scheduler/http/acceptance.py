@@ -161,8 +161,9 @@ def _max_tokens(chat: ChatRequest, model: ServedModel, prompt_tokens: int) -> in
     if left < 1:
         raise PromptTooLong(
             f"The prompt has {prompt_tokens} tokens; "
-            f"the model's context of {model.context_tokens} leaves no room for an answer",
-            fix="Send less text",
+            f"a context of {model.context_tokens} leaves no room for an answer",
+            "It is what the model was made for, or what the nodes have memory for",
+            f"Send at most {model.context_tokens - 1} tokens",
             prompt_tokens=prompt_tokens,
             context_tokens=model.context_tokens,
         )

@@ -26,13 +26,15 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One node with two rows, and a short queue."""
+    """One node with two rows and little memory, and a short queue."""
     model = make_model(tmp_path_factory.mktemp("models") / "tiny", layers=2, hidden=32)
     variables = {
         "PARALLAX_LIMITS__LANE_ROWS": str(ROWS),
         "PARALLAX_LIMITS__QUEUE_REQUESTS": str(PLACES),
     }
-    with boot(model, nodes=1, variables=variables) as running:
+    with boot(model, nodes=0, wanted=1, variables=variables) as running:
+        running.join("small", "--memory", "1250kB")
+        running.wait_ready()
         yield running
 
 
@@ -62,6 +64,21 @@ def has_address(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def test_a_prompt_that_the_memory_can_never_hold_is_told_at_once_how_much_it_can(
+    cluster: Cluster,
+) -> None:
+    model = cluster.status()["model"]
+    assert 256 < model["context_tokens"] < 3000, "less than the model's own 4096"
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=PATIENCE_S)
+    messages = [{"role": "user", "content": "x" * 3500}]
+    connection.request("POST", "/v1/chat/completions", json.dumps({"messages": messages}))
+    answer = connection.getresponse()
+    error = json.load(answer)["error"]
+    connection.close()
+    assert (answer.status, error["code"]) == (400, "context_length_exceeded")
+    assert f"at most {model['context_tokens'] - 1} tokens" in error["message"]
 
 
 @pytest.mark.skipif(not has_address("127.0.0.2"), reason="loopback has one address here")
