@@ -466,7 +466,7 @@ class Conductor:
         block = None
         tokens = [s.last_token for s in lane.rows]
         if lone is not None:
-            block = self._speculation.first(lone, None if self._flights else self._now)
+            block = self._speculation.first(lone, self._now, alone=not self._flights)
             tokens = block.tokens
         frame = wire.Frame(tokens=tokens, rows=len(lane.rows))
         self._inject_decode(frame, lane, block, out)

@@ -1,10 +1,11 @@
 """How long frames of a lone answer take, and how far ahead of it drafts are worth sending.
 
-Pure. A frame of k tokens keeps the slowest stage busy for c(k) and comes back after R(k). If each
-draft is right with probability p, an answer goes forward by 1 / (1 - p) tokens between two wrong
-ones, in 1 / (1 - p^k) frames: the first takes R(k), the others follow at the pace of the slowest
-stage, and the right token waits half a c(k) on average behind a wrong frame. Block size and
-depth are those with the most tokens per second; without drafts it is one in R(1).
+Pure. Without drafts an answer goes forward by one token in the time that a frame takes around the
+ring alone. If each draft is right with probability p, it goes forward by 1 / (1 - p) tokens between
+two wrong ones, in 1 / (1 - p^k) frames of k tokens: the first takes a way around a busy ring, the
+others follow at the pace at which frames come back then. Block size and depth are those with the
+most tokens per second. All times are measured, busy and alone apart: where stages share cores, a
+ring that is kept busy is slower at everything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 SIZES = (1, 2, 4, 8, 16)  # tokens in a frame
 # Until two sizes have been measured: on MLX's CPU backend four tokens take as long as three frames.
 GROWTH = 2 / 3
-SAMPLES = 7
+SAMPLES = 9
 ENOUGH_SAMPLES = 3  # the first one may contain the compilation of kernels
 REVIEW_FRAMES = 8  # how often times are worked out anew
 FRESH_FRAMES = 512  # a size that was not sent for so long is tried anew
@@ -35,6 +36,41 @@ class Plan:
     ahead: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Frames of one size in a busy ring: how often they come back, and after how long."""
+
+    size: int
+    period_s: float
+    round_trip_s: float
+    depth: int  # frames that keep the slowest stage busy
+
+
+class _Times:
+    """The latest measurements of one duration, by the size of frames."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = {}
+        self._seen: dict[int, int] = {}
+
+    def add(self, size: int, seconds: float, frame: int) -> bool:
+        """Whether with this one there are enough of them."""
+        samples = self._samples.setdefault(size, deque(maxlen=SAMPLES))
+        if samples and frame - self._seen[size] >= FRESH_FRAMES:
+            samples.clear()
+        samples.append(seconds)
+        self._seen[size] = frame
+        return len(samples) == ENOUGH_SAMPLES
+
+    def known(self, frame: int) -> dict[int, float]:
+        """Medians of sizes that were measured often enough, and not long before ``frame``."""
+        return {
+            size: statistics.median(samples)
+            for size, samples in sorted(self._samples.items())
+            if len(samples) >= ENOUGH_SAMPLES and frame - self._seen[size] < FRESH_FRAMES
+        }
+
+
 class Pace:
     """Measured times of one ring.
 
@@ -46,92 +82,87 @@ class Pace:
     def __init__(self, stages: int, largest: int) -> None:
         self._stages = stages
         self._sizes = [size for size in SIZES if size <= max(1, largest)]
-        self._samples: dict[int, deque[float]] = {}
-        self._seen: dict[int, int] = {}
-        self._round_trips: deque[float] = deque(maxlen=SAMPLES)
         self._frames = 0
-        self._known: dict[int, float] = {}
-        self._paces = self._work_out()
+        self._stage_s = _Times()
+        self._period_s = _Times()
+        self._alone_s = _Times()
+        self._busy_s = _Times()
+        self._work_out()
 
     def observe(self, tokens: int, stage_s: float) -> None:
         """A frame kept its slowest stage busy for so long."""
-        if tokens not in self._sizes or stage_s <= 0:
-            return
         self._frames += 1
-        samples = self._samples.setdefault(tokens, deque(maxlen=SAMPLES))
-        samples.append(stage_s)
-        self._seen[tokens] = self._frames
-        if len(samples) == ENOUGH_SAMPLES or self._frames % REVIEW_FRAMES == 0:
-            self._paces = self._work_out()
+        if tokens in self._sizes and stage_s > 0:
+            self._add(self._stage_s, tokens, stage_s)
+        if self._frames % REVIEW_FRAMES == 0:
+            self._work_out()
 
-    def observe_round_trip(self, seconds: float) -> None:
-        """A frame of one token went round a ring where no other was."""
-        self._round_trips.append(seconds)
-        if len(self._round_trips) == 1:
-            self._paces = self._work_out()
+    def observe_period(self, tokens: int, seconds: float) -> None:
+        """A frame of drafts came back so long after the frame before it."""
+        if tokens in self._sizes:
+            self._add(self._period_s, tokens, seconds)
+
+    def observe_round_trip(self, seconds: float, *, alone: bool) -> None:
+        """A frame of one token took so long around the ring, alone there or not."""
+        self._add(self._alone_s if alone else self._busy_s, 1, seconds)
 
     def plan(self, probability: float) -> Plan | None:
         """What to send if each draft is right with this probability; None: no drafts."""
         sure = min(SUREST, probability)
         if sure <= 0:
             return None
-        best = WORTH / self._paces[0].round_trip_s
+        best = WORTH / self._without_s
         plan = None
         for pace in self._paces:
-            depth = pace.depth
-            if pace.size * depth == 1:
+            if pace.size * pace.depth == 1:
                 continue
             frames = 1 / (1 - sure**pace.size)
-            period_s = max(pace.stage_s, pace.round_trip_s / depth)
-            wait_s = pace.stage_s / 2 if depth > 1 else 0.0
-            speed = 1 / (1 - sure) / (pace.round_trip_s + (frames - 1) * period_s + wait_s)
+            speed = 1 / (1 - sure) / (pace.round_trip_s + (frames - 1) * pace.period_s)
             if speed > best:
                 ahead = 1 + int(math.log(DOUBT) / math.log(sure))
-                best, plan = speed, Plan(pace.size, depth, ahead)
+                best, plan = speed, Plan(pace.size, pace.depth, ahead)
         return plan
 
-    def _work_out(self) -> list[_Pace]:
-        self._known = {
-            size: statistics.median(samples)
-            for size, samples in self._samples.items()
-            if len(samples) >= ENOUGH_SAMPLES and self._frames - self._seen[size] < FRESH_FRAMES
-        }
-        one_s = self._stage_s(1)
-        whole_s = self._stages * one_s
-        if self._round_trips:
-            whole_s = max(statistics.median(self._round_trips), one_s)
+    def _add(self, times: _Times, size: int, seconds: float) -> None:
+        if times.add(size, seconds, self._frames):
+            self._work_out()
+
+    def _work_out(self) -> None:
+        stage_s = self._stage_s.known(self._frames)
+        period_s = self._period_s.known(self._frames)
+        one_s = _extrapolated(stage_s, 1)
+        alone_s = max(self._alone_s.known(self._frames).get(1, self._stages * one_s), one_s)
+        # How much slower frames are that follow each other closely; 1 before that is measured.
+        ratios = [period_s[s] / stage_s[s] for s in period_s if s in stage_s]
+        slower = max(1.0, statistics.median(ratios)) if ratios else 1.0
         paces = []
         for size in self._sizes:
-            stage_s = self._stage_s(size)
-            around_s = whole_s + self._stages * max(0.0, stage_s - one_s)
-            depth = min(self._stages + 2, math.ceil(around_s / stage_s))
-            paces.append(_Pace(size, stage_s, around_s, max(1, depth)))
-        return paces
-
-    def _stage_s(self, tokens: int) -> float:
-        """How long a frame of ``tokens`` keeps the slowest stage busy.
-
-        Sizes that have not been measured lie on the line through the nearest two that have.
-        """
-        known = self._known
-        if tokens in known:
-            return known[tokens]
-        if not known:
-            return 1 + GROWTH * (tokens - 1)
-        nearest = sorted(known, key=lambda size: abs(size - tokens))
-        size = nearest[0]
-        unit_s = known[size] / (1 + GROWTH * (size - 1))
-        growth_s = unit_s * GROWTH
-        if len(nearest) > 1:
-            growth_s = (known[nearest[1]] - known[size]) / (nearest[1] - size)
-        return max(unit_s / 2, known[size] + growth_s * (tokens - size))
+            busy_s = _extrapolated(stage_s, size)
+            around_s = alone_s + self._stages * max(0.0, busy_s - one_s)
+            depth = max(1, min(self._stages + 2, math.ceil(around_s / busy_s)))
+            # Behind a wrong frame, a right one waits half a frame on average.
+            wait_s = busy_s / 2 if depth > 1 else 0.0
+            measured_s = self._busy_s.known(self._frames).get(1)
+            if measured_s is not None:
+                around_s += max(0.0, measured_s - alone_s)
+            else:
+                around_s += wait_s
+            period = max(period_s.get(size, busy_s * slower), around_s / depth if depth == 1 else 0)
+            paces.append(_Pace(size, period, around_s, depth))
+        self._without_s = alone_s
+        self._paces = paces
 
 
-@dataclass(frozen=True, slots=True)
-class _Pace:
-    """Frames of one size: how long in the slowest stage, and around the ring."""
-
-    size: int
-    stage_s: float
-    round_trip_s: float
-    depth: int  # frames that keep the slowest stage busy
+def _extrapolated(known: dict[int, float], tokens: int) -> float:
+    """The time of a size: measured, or on the line through the nearest two that were."""
+    if tokens in known:
+        return known[tokens]
+    if not known:
+        return 1 + GROWTH * (tokens - 1)
+    nearest = sorted(known, key=lambda size: abs(size - tokens))
+    size = nearest[0]
+    unit_s = known[size] / (1 + GROWTH * (size - 1))
+    growth_s = unit_s * GROWTH
+    if len(nearest) > 1:
+        growth_s = (known[nearest[1]] - known[size]) / (nearest[1] - size)
+    return max(unit_s / 2, known[size] + growth_s * (tokens - size))

@@ -35,7 +35,8 @@ class Block:
 
     start: int
     tokens: list[int]
-    sent_at: float | None = None  # while it is the only one in the ring
+    sent_at: float | None = None  # if it is the first one, of one token
+    alone: bool = False  # nothing else has been in the ring since then
     void: bool = False  # something assumed before it was wrong, or its answer has ended
 
     @property
@@ -85,6 +86,7 @@ class Speculation:
         self._drafts = Drafts()
         self._odds = _Odds()
         self._chain: deque[Block] = deque()
+        self._returned_at: float | None = None  # of the block before the oldest in the ring
         self.drafted = 0
         self.accepted = 0
 
@@ -109,17 +111,19 @@ class Speculation:
             if hit is not None and place >= answer:
                 self._odds.learn(matched, hit)
 
-    def first(self, sequence: Sequence, now: float | None) -> Block:
+    def first(self, sequence: Sequence, now: float | None, *, alone: bool) -> Block:
         """The block that begins with the history's last token; drafts may follow in it.
 
-        ``now`` is given if nothing else is in the ring, so that the way around can be measured.
+        Args:
+            alone: nothing else is in the ring.
         """
         self.follow(sequence)
         start = sequence.length - 1
         block = Block(start, [sequence.last_token, *self._drafted(sequence, 1)])
         self.drafted += len(block.tokens) - 1
         if len(block.tokens) == 1:
-            block.sent_at = now
+            block.sent_at, block.alone = now, alone
+        self._returned_at = None
         self._chain.append(block)
         return block
 
@@ -132,7 +136,7 @@ class Speculation:
         if not drafts:
             return None
         self.drafted += len(drafts)
-        self._chain[0].sent_at = None
+        self._chain[0].alone = False
         block = Block(self._chain[-1].end, drafts)
         self._chain.append(block)
         return block
@@ -149,8 +153,12 @@ class Speculation:
             raise ValueError(f"{len(drawn)} draws for a block from token {block.start} on")
         self._chain.popleft()
         self._pace.observe(len(block.tokens), stage_s)
-        if block.sent_at is not None and now is not None:
-            self._pace.observe_round_trip(now - block.sent_at)
+        if now is not None:
+            if block.sent_at is not None:
+                self._pace.observe_round_trip(now - block.sent_at, alone=block.alone)
+            elif self._returned_at is not None:
+                self._pace.observe_period(len(block.tokens), now - self._returned_at)
+        self._returned_at = now if self._chain else None
         assumed = block.tokens[1:] + (self._chain[0].tokens[:1] if self._chain else [])
         for place, (draft, draw) in enumerate(zip(assumed, drawn, strict=False)):
             if draft != draw:

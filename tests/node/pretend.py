@@ -41,6 +41,38 @@ def lone_answer(
             return answer, wire.END_LENGTH
 
 
+class Timing:
+    """When frames come back from a ring of equal stages, each of which runs one after the other.
+
+    Args:
+        stage_s: how long a stage takes for a frame of so many tokens.
+        hop_s: from a stage to the next, and back from the last one.
+    """
+
+    def __init__(self, stages: int, stage_s: Callable[[int], float], hop_s: float = 0.0) -> None:
+        self.now = 0.0
+        self.stage_s = stage_s
+        self._hop_s = hop_s
+        self._free_at = [0.0] * stages
+        self._sent_at: dict[int, float] = {}
+
+    def sent(self, frame: wire.Frame) -> None:
+        self._sent_at[frame.number] = self.now
+
+    def returned(self, frame: wire.Frame, back: wire.Frame) -> None:
+        """Moves on to when ``frame`` comes ``back``, with the time that its stages took."""
+        at = self._sent_at.pop(frame.number)
+        stage_s = self.stage_s(len(frame.tokens)) if frame.tokens else 0.0
+        passed_by = frame.kind == wire.DECODE and not back.tokens
+        for stage, free_at in enumerate(self._free_at):
+            last = stage == len(self._free_at) - 1
+            seconds = 0.0 if last and passed_by else stage_s
+            self._free_at[stage] = max(at, free_at) + seconds
+            at = self._free_at[stage] + self._hop_s
+            back.slowest_s = max(back.slowest_s, seconds)
+        self.now = max(self.now, at)
+
+
 @dataclass
 class PretendRing:
     """Runs frames as stages do: commands in order, rows in lane order, caches by sequence.
@@ -66,14 +98,15 @@ class PretendRing:
     most_in_flight: int = 0
     kinds: list[int] = field(default_factory=list)
     model: Model = next_token
-    stage_s: Callable[[int], float] = lambda tokens: 0.0
-    now: float = 0.0
+    timing: Timing = field(default_factory=lambda: Timing(1, lambda tokens: 0.0))
     drawn: dict[int, int | None] = field(default_factory=dict)  # None: a draft was wrong
     true: dict[int, int] = field(default_factory=dict)  # tokens known to be no drafts
     blocks: list[tuple[int, bool]] = field(default_factory=list)  # tokens, passed by
 
     def take(self, out: Output) -> None:
         self.frames.extend(out.frames)
+        for frame in out.frames:
+            self.timing.sent(frame)
         self.most_in_flight = max(self.most_in_flight, len(self.frames))
         for event in out.tokens:
             answer = self.answers.setdefault(event.request, [])
@@ -119,8 +152,8 @@ class PretendRing:
                     self.check_history(sequence)
                     back.tokens.append(self.model(self.caches[sequence]))
                     self.drawn[sequence] = back.tokens[-1]
-            back.slowest_s = self.stage_s(len(frame.tokens))
-        self.take(self.conductor.returned(back, now=self.now))
+        self.timing.returned(frame, back)
+        self.take(self.conductor.returned(back, now=self.timing.now))
         self.check_budget()
 
     def run_block(self, sequence: int, frame: wire.Frame, back: wire.Frame) -> None:

@@ -13,7 +13,8 @@ def measured(times: dict[int, float], stages: int = 2, round_trip_s: float = 0.0
         for _ in range(8):
             pace.observe(size, stage_s)
     if round_trip_s:
-        pace.observe_round_trip(round_trip_s)
+        for _ in range(3):
+            pace.observe_round_trip(round_trip_s, alone=True)
     return pace
 
 
@@ -54,6 +55,22 @@ def test_a_slow_way_round_takes_more_frames() -> None:
     assert near is not None
     assert far is not None
     assert far.depth > near.depth
+
+
+def test_a_ring_that_is_slower_when_busy_wants_better_odds() -> None:
+    """As where stages share cores: what was measured counts, not what it should be."""
+    pace = measured({1: 0.01}, stages=2, round_trip_s=0.025)
+    assert pace.plan(0.5) is not None
+    for _ in range(3):
+        pace.observe_round_trip(0.033, alone=False)
+        pace.observe_period(1, 0.019)
+    assert pace.plan(0.5) is None
+    assert pace.plan(0.9) is not None
+    for _ in range(FRESH_FRAMES + 8):
+        pace.observe(1, 0.01)
+    for _ in range(3):
+        pace.observe_round_trip(0.025, alone=True)
+    assert pace.plan(0.5) is not None, "it is tried again some time"
 
 
 def test_worse_odds_reach_less_far() -> None:

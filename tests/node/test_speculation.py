@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +13,16 @@ from parallax.node.prefix_cache import UNLIMITED
 from parallax.node.sequences import Sequence
 from parallax.node.speculation import Speculation
 from parallax.proto import wire_pb2 as wire
-from tests.node.pretend import END, NEVER, Model, PretendRing, lone_answer, make_ring, submit
+from tests.node.pretend import (
+    END,
+    NEVER,
+    Model,
+    PretendRing,
+    Timing,
+    lone_answer,
+    make_ring,
+    submit,
+)
 
 COST = wire.CacheCost(bytes_per_token=1, forks=True, answers=True, trim_tokens=UNLIMITED)
 
@@ -49,7 +59,11 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
         block_tokens=rng.choice([1, 2, 8]),
         context_tokens=rng.choice([60, 10_000]),
     )
-    ring.stage_s = lambda tokens: 0.01 * (1 + grown * (tokens - 1)) * rng.uniform(0.8, 1.2)
+    ring.timing = Timing(
+        ring.conductor._stages,
+        lambda tokens: 0.01 * (1 + grown * (tokens - 1)) * rng.uniform(0.8, 1.2),
+        rng.choice([0.0, 0.004]),
+    )
     limit = ring.conductor._shape.context_tokens
     prompts: dict[int, list[int]] = {}
     waiting = deque(
@@ -68,8 +82,7 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
                 cancelled.add(victim)
                 ring.take(ring.conductor.cancel(wire.Cancel(request=victim, attempt=1)))
         if rng.random() < 0.05:
-            ring.take(ring.conductor.beat(ring.now))
-        ring.now += 0.01
+            ring.take(ring.conductor.beat(ring.timing.now))
         if ring.frames:
             ring.step()
     for number, prompt in prompts.items():
@@ -88,47 +101,60 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
     assert load.accepted_tokens <= load.drafted_tokens
 
 
-def run(ring: PretendRing, prompt: list[int], tokens: int) -> int:
-    """Steps until the answer is there; frames that brought it."""
+def run(ring: PretendRing, prompt: list[int], tokens: int) -> float:
+    """Steps until the answer is there; seconds from its first token on."""
     ring.take(ring.conductor.submit(submit(1, prompt, tokens, NEVER)))
-    while ring.kinds[-1:] != [wire.DECODE]:
+    while 1 not in ring.answers:
         ring.step()
-    before = len(ring.kinds)
+    begin = ring.timing.now
     while 1 not in ring.ends:
-        ring.now += 0.01
         ring.step()
-    return len(ring.kinds) - before
+    return ring.timing.now - begin
 
 
-def test_what_repeats_keeps_every_stage_busy() -> None:
+def linear(growth: float) -> Callable[[int], float]:
+    """Times of frames in which each token more takes this share of the first."""
+    return lambda tokens: 0.01 * (1 + growth * (tokens - 1))
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 6])
+def test_what_repeats_comes_at_one_token_in_each_stages_time(stages: int) -> None:
     model = repeating(7, 0, ends=False)
-    ring = speculating(model, stages=4, block_tokens=1)
-    ring.stage_s = lambda tokens: 0.01
     prompt = [1, 2, 3, 4, 5, 6, 7] * 3
-    most = 0
-    ring.take(ring.conductor.submit(submit(1, prompt, 60, NEVER)))
-    while 1 not in ring.ends:
-        ring.step()
-        most = max(most, len(ring.frames))
-    assert most >= 4
-    assert ring.answers[1] == lone_answer(prompt, 60, NEVER, model)[0]
-    load = ring.load
-    assert load.accepted_tokens == load.drafted_tokens > 50
+    times = {}
+    for drafts in (0, 64):
+        ring = speculating(model, stages=stages, draft_tokens=drafts, block_tokens=1)
+        ring.timing = Timing(stages, linear(1.0), hop_s=0.001)
+        times[drafts] = run(ring, prompt, 200)
+        assert ring.answers[1] == lone_answer(prompt, 200, NEVER, model)[0]
+        assert ring.load.accepted_tokens == ring.load.drafted_tokens
+    assert times[0] == pytest.approx(199 * stages * 0.011)
+    assert times[64] < 1.15 * 199 * 0.01
 
 
 def test_blocks_are_as_large_as_they_are_worth() -> None:
     model = repeating(7, 0, ends=False)
     prompt = [1, 2, 3, 4, 5, 6, 7] * 3
-    frames = {}
-    for growth in (0.0, 1.0):  # of a frame's time with each token: a GPU's, and worse than a CPU's
+    for growth, size in ((0.0, 8), (1.0, 1)):  # a GPU's, and worse than a CPU's
         ring = speculating(model, stages=2)
-        ring.stage_s = lambda tokens, growth=growth: 0.01 * (1 + growth * (tokens - 1))  # type: ignore[misc]
-        frames[growth] = run(ring, prompt, 400)
+        ring.timing = Timing(2, linear(growth), hop_s=0.002)
+        run(ring, prompt, 400)
         assert ring.answers[1] == lone_answer(prompt, 400, NEVER, model)[0]
-        sizes = [tokens for tokens, _ in ring.blocks[-20:-5]]
-        assert set(sizes) == ({8} if growth == 0 else {1})
-    assert frames[0.0] < 100
-    assert frames[1.0] > 350
+        assert {tokens for tokens, _ in ring.blocks[-20:-5]} == {size}
+
+
+@pytest.mark.parametrize("wrong_percent", [5, 20, 40, 60, 80, 100])
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_drafts_never_make_an_answer_much_slower(stages: int, wrong_percent: int) -> None:
+    model = repeating(11, wrong_percent, ends=False)
+    times = {}
+    for drafts in (0, 64):
+        ring = speculating(model, stages=stages, draft_tokens=drafts)
+        ring.timing = Timing(stages, linear(0.6), hop_s=0.002)
+        times[drafts] = run(ring, list(range(1, 12)) * 2, 400)
+    assert times[64] < 1.03 * times[0]
+    if wrong_percent == 5 and stages > 1:
+        assert times[64] < 0.75 * times[0]
 
 
 def contrary(history: list[int]) -> int:
@@ -142,6 +168,7 @@ def contrary(history: list[int]) -> int:
 
 def test_what_is_always_wrong_is_soon_not_sent_any_more() -> None:
     ring = speculating(contrary, stages=2)
+    ring.timing = Timing(2, linear(0.6), hop_s=0.002)
     run(ring, [1, 2, 1, 3, 2, 3], 300)
     load = ring.load
     assert load.accepted_tokens == 0
@@ -179,6 +206,7 @@ def test_drafts_end_before_a_window_wraps() -> None:
     model = repeating(3, 20, ends=False)
     cost = wire.CacheCost(bytes_per_token=1, forks=True, trim_tokens=40)
     ring = make_ring(cost=cost, model=model, draft_tokens=32, block_tokens=8)
+    ring.timing = Timing(2, linear(0.1))
     run(ring, [1, 2, 3] * 4, 100)  # the pretend ring refuses a trim of more
     assert 0 < ring.load.drafted_tokens < 60
     assert ring.answers[1] == lone_answer([1, 2, 3] * 4, 100, NEVER, model)[0]
@@ -236,6 +264,6 @@ def test_a_return_that_does_not_fit_is_refused() -> None:
     shape = wire.RingShape(draft_tokens=8, block_tokens=4, context_tokens=1000)
     speculation = Speculation(2, shape, [COST])
     sequence = Sequence(1, 1, 1, [1, 2, 3], [], wire.Sampling(), 20, frozenset())
-    block = speculation.first(sequence, None)
+    block = speculation.first(sequence, None, alone=True)
     with pytest.raises(ValueError, match="2 draws"):
         speculation.returned(block, [4, 5], None, 0.0)
