@@ -89,6 +89,9 @@ def test_a_ring_that_cannot_be_held_twice_pauses_and_goes_on(tmp_path: Path) -> 
     with boot(model, nodes=0, wanted=3) as cluster, ThreadPoolExecutor(2) as pool:
         for name in ("node0", "node1", "node2"):
             cluster.join(name, "--memory", "35MB")
+        cluster.wait(lambda s: bool(s["rings"]))
+        early = pool.submit(lambda: cluster.chat("Hi", temperature=0, max_tokens=4))
+        assert early.result(120)["usage"]["completion_tokens"] == 4, "it did not wait"
         cluster.wait(lambda s: stages(s) == [3])
         kill_stage(cluster, 2)
         cluster.wait(lambda s: stages(s) == [2])
@@ -106,13 +109,3 @@ def test_a_ring_that_cannot_be_held_twice_pauses_and_goes_on(tmp_path: Path) -> 
         assert not all(answer.done() for answer in answers), "over before the ring moved"
         for answer in answers:
             assert answer.result(timeout=300) == expected
-
-
-def test_a_request_waits_for_a_ring_that_is_being_made(model: Path, reference: Reference) -> None:
-    expected = reference.text(reference.greedy("Hi", 16))
-    with boot(model, nodes=0, wanted=2) as cluster, ThreadPoolExecutor(1) as pool:
-        cluster.join("node0")
-        cluster.join("node1")
-        cluster.wait(lambda s: bool(s["rings"]))
-        said = pool.submit(lambda: cluster.chat("Hi", temperature=0, max_tokens=16))
-        assert said.result(120)["choices"][0]["message"]["content"] == expected
