@@ -99,7 +99,8 @@ def test_everyone_ends_cleanly_when_asked(model: Path) -> None:
 
 
 def test_an_answer_in_flight_is_finished_before_the_scheduler_ends(model: Path) -> None:
-    with boot(model, nodes=1) as cluster, ThreadPoolExecutor(1) as pool:
+    slow = ["--no-speculation"]  # what repeats would be there too soon
+    with boot(model, nodes=1, flags=slow) as cluster, ThreadPoolExecutor(1) as pool:
         body = {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
         answer = pool.submit(lambda: cluster.chat("Hi", **body))
         cluster.wait(lambda s: s["queue"]["running"] == 1)

@@ -131,6 +131,7 @@ def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         "PARALLAX_LIMITS__LANE_ROWS": "1",
         "PARALLAX_LIMITS__QUEUE_REQUESTS": "1",
         "PARALLAX_LIMITS__QUEUE_WAIT_S": "0.5",
+        "PARALLAX_SPECULATION": "false",  # so that what repeats takes its time
     }
     with boot(model, nodes=1, variables=variables) as cluster:
         yield cluster
