@@ -13,12 +13,11 @@ ring at once.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from parallax.node.budget import GROWTH_TOKENS, Budget
 from parallax.node.prefix_cache import PrefixCache
-from parallax.node.sequences import Lane, Phase, Sequence
+from parallax.node.sequences import Lane, Phase, Sequence, forecast, least_padding
 from parallax.node.speculation import Block, Speculation
 from parallax.proto import wire_pb2 as wire
 
@@ -84,6 +83,7 @@ class Conductor:
         self._beat_sent_at = 0.0
         self._returned_at = 0.0
         self._now: float | None = None  # while a frame's return is dealt with
+        self._grew = False  # whether some cache has begun another step of growth
         self.stepped = False  # whether a decode step has come back
         self.round_trip_s = 0.0
         self.carry_bytes_per_token = 0  # measured by the shell on stage 0's output
@@ -151,7 +151,9 @@ class Conductor:
                 for sequence, token in zip(flight.rows, frame.tokens, strict=True):
                     if sequence.alive:
                         self._deliver(sequence, token, out)
-            self._make_way(out)
+            if self._grew:
+                self._grew = False
+                self._make_way(out)
         self._pump(out)
         self._now = None
         return out
@@ -229,6 +231,7 @@ class Conductor:
             return
         index = len(sequence.generated)
         sequence.generated.append(token)
+        self._grew |= sequence.length % GROWTH_TOKENS == 1
         out.tokens.append(
             wire.TokenEvent(
                 request=sequence.request,
@@ -337,18 +340,8 @@ class Conductor:
 
     def _forecast(self, extra: Sequence | None, more: int) -> list[tuple[int, int]]:
         """Rows and length of each lane once everyone has joined one and has grown by ``more``."""
-        context = self._shape.context_tokens
-        shapes = []
-        for lane in self._lanes:
-            rows = (*lane.rows, *lane.joining)
-            longest = max((s.expected_length(more, context) for s in rows), default=0)
-            shapes.append((len(rows), longest))
-        for sequence in (*self._prefill, *([extra] if extra else ())):
-            length = sequence.expected_length(more, context)
-            chosen = self._choose(shapes, length)
-            members, longest = shapes[chosen]
-            shapes[chosen] = members + 1, max(longest, length)
-        return shapes
+        joining = (*self._prefill, *([extra] if extra else ()))
+        return forecast(self._lanes, joining, more, self._shape)
 
     def _make_way(self, out: Output) -> None:
         """Lets kept prefixes go, then hands the youngest sequences back, while caches outgrow
@@ -400,7 +393,7 @@ class Conductor:
             self._prefill.popleft()
             sequence.phase = Phase.READY
             shapes = [(lane.members, lane.longest) for lane in self._lanes]
-            lane = self._lanes[self._choose(shapes, sequence.length)]
+            lane = self._lanes[least_padding(shapes, sequence.length, self._shape)]
             lane.joining.append(sequence)
             sequence.lane = lane
             self._make_way(out)
@@ -410,20 +403,6 @@ class Conductor:
         if not sequence.begun:
             sequence.begun = True
             self._prefixes.begin(sequence)
-
-    def _choose(self, shapes: Iterable[tuple[int, int]], length: int) -> int:
-        """The lane to join: fewest members, so that every stage has a batch; then least padding.
-
-        ``shapes``: members and longest of each lane; where all are full, any will do.
-        """
-        rows = max(1, self._shape.lane_rows)
-
-        def cost(lane: tuple[int, tuple[int, int]]) -> tuple[bool, int, int, int]:
-            number, (members, longest) = lane
-            padding = abs(longest - length) if members else 0
-            return members >= rows, members, padding, number
-
-        return min(enumerate(shapes), key=cost)[0]
 
     def _step_lanes(self, out: Output) -> None:
         lone = self._lone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -82,3 +83,35 @@ class Lane:
     @property
     def longest(self) -> int:
         return max((s.length for s in (*self.rows, *self.joining)), default=0)
+
+
+def forecast(
+    lanes: Iterable[Lane], joining: Iterable[Sequence], more: int, shape: wire.RingShape
+) -> list[tuple[int, int]]:
+    """Rows and length of each lane once all have joined one and have grown by ``more`` tokens."""
+    shapes = []
+    for lane in lanes:
+        rows = (*lane.rows, *lane.joining)
+        lengths = (s.expected_length(more, shape.context_tokens) for s in rows)
+        shapes.append((len(rows), max(lengths, default=0)))
+    for sequence in joining:
+        length = sequence.expected_length(more, shape.context_tokens)
+        chosen = least_padding(shapes, length, shape)
+        members, longest = shapes[chosen]
+        shapes[chosen] = members + 1, max(longest, length)
+    return shapes
+
+
+def least_padding(shapes: Iterable[tuple[int, int]], length: int, shape: wire.RingShape) -> int:
+    """The lane to join: fewest members, so that every stage has a batch; then least padding.
+
+    ``shapes``: members and longest of each lane; where all are full, any will do.
+    """
+    most = max(1, shape.lane_rows)
+
+    def cost(lane: tuple[int, tuple[int, int]]) -> tuple[bool, int, int, int]:
+        number, (members, longest) = lane
+        padding = abs(longest - length) if members else 0
+        return members >= most, members, padding, number
+
+    return min(enumerate(shapes), key=cost)[0]
