@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,9 +230,9 @@ class _Division:
             plans[at] = _together(plans[at], rings)
 
     def _of(self, model_of: NDArray[np.intp], at: int) -> list[NodeFacts]:
-        return [self._nodes[n] for n in np.flatnonzero(model_of == at)]
+        return [self._nodes[n] for n in np.flatnonzero(model_of == at).tolist()]
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         """Raises what is missing: for one model alone, or for all of them together."""
         for at in range(len(self._demands)):
             self.plan(at, self._nodes)

@@ -68,8 +68,11 @@ class Planning:
         Either a node is free with which rings come nearer to the number of stages that was asked
         for, or the new plan has been better by the margin for long enough.
         """
+        known = {node.node_id for node in nodes}
         if not rings or any(ring.state is not RingState.READY for ring in rings):
             return None
+        if not all(known.issuperset(ring.nodes) for ring in rings):
+            return None  # one of theirs is silent just now, or could not load something else
         better = self._better(chosen, nodes, paths, rings, now)
         if better is None:
             return None

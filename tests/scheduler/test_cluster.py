@@ -409,6 +409,16 @@ async def test_a_better_plan_is_waited_for_and_then_made_beside_the_ring_that_se
         assert cluster.status()["problem"] is None
 
 
+async def test_a_ring_with_a_node_that_could_not_load_something_else_stays(
+    cluster: ClusterService,
+) -> None:
+    _, _, epoch = await serving(cluster)
+    assert cluster.chosen is not None
+    cluster.chosen.failed["b"] = "it could not load other layers"
+    cluster._look(time.monotonic())
+    assert cluster.reconciler.by_epoch(epoch) is not None
+
+
 async def test_requests_wait_for_a_ring_that_is_planned_and_not_for_one_that_cannot_be(
     cluster: ClusterService, model: Path
 ) -> None:
