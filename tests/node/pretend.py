@@ -248,6 +248,7 @@ def make_ring(
     cost: wire.CacheCost | None = None,
     draft_tokens: int = 0,
     block_tokens: int = 1,
+    window: int = 16,
     context_tokens: int = 10_000,
     model: Model = next_token,
 ) -> PretendRing:
@@ -255,7 +256,7 @@ def make_ring(
         lanes=lanes,
         lane_rows=rows,
         chunk_tokens=grid,
-        window_frames=16,
+        window_frames=window,
         cache_bytes=budget,
         context_tokens=context_tokens,
         draft_tokens=draft_tokens,
@@ -263,7 +264,7 @@ def make_ring(
     )
     cost = cost or wire.CacheCost(bytes_per_token=1)
     conductor = Conductor(7, shape, stages, [cost] * stages)
-    return PretendRing(conductor, grid, 16, cost, budget, model=model)
+    return PretendRing(conductor, grid, window, cost, budget, model=model)
 
 
 def submit(request: int, prompt: list[int], max_tokens: int = 20, end: int = END) -> wire.Submit:

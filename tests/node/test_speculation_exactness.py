@@ -160,7 +160,7 @@ def test_every_family_answers_as_without_drafts(
     assert ring.conductor.load().drafted_tokens > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_drafts_cut_off_before_a_window_wraps_leave_it_as_it_was(
     seed: int, tmp_path: Path, verdicts: Path
 ) -> None:
@@ -198,7 +198,7 @@ def test_an_end_token_inside_a_block_ends_the_answer_there(
     folder = model_of("qwen3")
     stages = load_stages(folder, [2], verdicts)
     whole = alone(folder, REPEATING, LOOPING, 120)
-    for place in range(60, 110, 10):
+    for place in range(60, 110, 16):
         end = whole[place]
         expected = whole[: whole.index(end)]
         ring = RealRing(stages, draft_tokens=24, block_tokens=8)
@@ -236,7 +236,7 @@ def test_what_is_kept_of_an_answer_holds_no_drafts(model_of: ModelOf, verdicts: 
         assert ring.answers[2] == alone(folder, again, GREEDY, 12)
 
 
-@pytest.mark.parametrize("steps", [12, 27, 49])
+@pytest.mark.parametrize("steps", [12, 40])
 def test_others_that_come_while_drafts_are_in_the_ring_get_their_own_answers(
     steps: int, model_of: ModelOf, verdicts: Path
 ) -> None:
