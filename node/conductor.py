@@ -16,6 +16,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from parallax.node.budget import GROWTH_TOKENS, Budget
+from parallax.node.prefill_pace import PrefillPace
 from parallax.node.prefix_cache import PrefixCache
 from parallax.node.sequences import Lane, Phase, Sequence, forecast, least_padding
 from parallax.node.speculation import Block, Speculation
@@ -74,6 +75,7 @@ class Conductor:
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
+        self._pace = PrefillPace(shape, stages)
         self._speculation = Speculation(stages, shape, costs)
         self._handed_back: OrderedDict[int, int] = OrderedDict()  # request -> how often
         self._next_number = 0
@@ -142,8 +144,12 @@ class Conductor:
             if flight.sent_at is not None:
                 self._beats_in_flight -= 1
                 self.round_trip_s = now - flight.sent_at
-        elif flight.lane is not None:
+        elif flight.lane is None:
+            self._pace.measured_chunk(flight.tokens, frame.slowest_s)
+        else:
             self.stepped = True
+            if flight.tokens == len(flight.rows):
+                self._pace.measured_step(flight.lane.id, frame.slowest_s)
             if flight.block is not None:
                 self._take_block(flight.block, flight.rows[0], flight.lane, frame, out)
             else:
@@ -369,7 +375,9 @@ class Conductor:
     def _prefill_allowed(self) -> bool:
         """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
         chunks = sum(f.kind == wire.PREFILL for f in self._flights.values())
-        decoding = any(lane.in_flight for lane in self._lanes)
+        decoding = self._decoding()
+        if not self._pace.due(decoding):
+            return False
         # One chunk per stage is in work; one more waits so that stage 0 never idles.
         most = self._stages if decoding else self._stages + 1
         if chunks >= most or len(self._flights) >= self._shape.window_frames:
@@ -377,12 +385,17 @@ class Conductor:
         carry = (self._tokens_in_flight + self._shape.chunk_tokens) * self.carry_bytes_per_token
         return chunks == 0 or not self._shape.window_bytes or carry <= self._shape.window_bytes
 
+    def _decoding(self) -> list[int]:
+        """Lanes whose steps are in the ring."""
+        return [lane.id for lane in self._lanes if lane.in_flight]
+
     def _inject_chunk(self, out: Output) -> None:
         sequence = self._prefill[0]
         self._begin(sequence)
         start = sequence.cached
         if start < sequence.prefill_length:
-            grid = self._shape.chunk_tokens
+            grid = self._pace.chunk_tokens(self._decoding())
+            self._pace.chunked()
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
@@ -457,6 +470,7 @@ class Conductor:
             sequence.cached = sequence.length if block is None else block.end
         frame.kind = wire.DECODE
         frame.lane = lane.id
+        self._pace.stepped(lane.id)
         tokens = len(frame.tokens)
         self._inject(out, frame, _Flight(wire.DECODE, tokens, lane, tuple(lane.rows), block))
 

@@ -150,6 +150,7 @@ class Runner:
                 return
 
     def _prefill(self, frame: wire.Frame) -> wire.Frame:
+        begin = time.perf_counter()
         length = self._length(frame)
         if frame.rows != 1:
             raise FrameRefused(
@@ -160,7 +161,9 @@ class Runner:
         caches = self._lanes.prefill(frame.sequence, length)
         output = self._forward(frame, length, caches, head=False)
         _settle([] if self._last else [output], [caches, *self._lanes.changed()])
-        return self._pass_on(frame, output)
+        passed = self._pass_on(frame, output)
+        passed.slowest_s = max(frame.slowest_s, time.perf_counter() - begin)
+        return passed
 
     def _forward(self, frame: wire.Frame, length: int, caches: Caches, *, head: bool) -> Any:
         tokens = mx.array(list(frame.tokens), mx.uint32).reshape(frame.rows, length)
@@ -220,7 +223,6 @@ class Runner:
                 self._drawn.pop(command.drop.sequence, None)
             case "trim":
                 lanes.trim(command.trim.sequence, command.trim.tokens)
-                self._drawn.pop(command.trim.sequence, None)
             case "fork":
                 fork = command.fork
                 lanes.fork(fork.handle, fork.sequence, fork.tokens)

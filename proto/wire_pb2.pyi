@@ -1453,7 +1453,7 @@ class Frame(_message.Message):
     carry: _builtins.bytes
     """msgpack tensor tree (fabric/tensors.py)"""
     slowest_s: _builtins.float
-    """DECODE: the longest that a stage so far has computed it"""
+    """the longest that a stage so far has computed it"""
     ahead: _builtins.bool
     """DECODE: its first token is a draft too"""
     @_builtins.property

@@ -1,0 +1,77 @@
+"""How much of a prompt enters the ring beside running answers, and when. Pure.
+
+A decode step waits behind all the chunks that entered before it: behind a burst of m of them, on
+a ring of s stages, for m + s - 1 times what a stage takes for one. So while answers run, a burst
+has a chunk for each stage, the next one comes only after every lane has taken a step, and its
+chunks are so small that an answer waits for them less than twice as long as for its own steps.
+Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results depend on
+the grid (the self-check tells), there is one size only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from parallax.proto import wire_pb2 as wire
+
+SMALLEST_TOKENS = 8
+BURST_SHARE = 1.8  # a burst's time, of that which one step of every lane takes
+_WEIGHT = 0.2  # of a new measurement
+
+
+class PrefillPace:
+    """The pace of one ring's prefill.
+
+    Args:
+        shape: its chunk size, and whether smaller ones give the same.
+        stages: how many it has.
+    """
+
+    def __init__(self, shape: wire.RingShape, stages: int) -> None:
+        self._stages = stages
+        self._left = 0  # chunks of this burst
+        size = max(1, shape.chunk_tokens)
+        self._sizes = [size]
+        while shape.block_tokens > 1 and size % 2 == 0 and size // 2 >= SMALLEST_TOKENS:
+            size //= 2
+            self._sizes.append(size)
+        self._stepped: set[int] = set()  # lanes, since this burst began
+        self._token_s = 0.0  # of prefill on the slowest stage; 0: not measured yet
+        self._step_s: dict[int, float] = {}  # of each lane there
+
+    def measured_chunk(self, tokens: int, slowest_s: float) -> None:
+        """A chunk came back; ``slowest_s`` is what the slowest stage took for it."""
+        if tokens and slowest_s:
+            self._token_s = _mean(self._token_s, slowest_s / tokens)
+
+    def measured_step(self, lane: int, slowest_s: float) -> None:
+        """A lane's decode step came back."""
+        if slowest_s:
+            self._step_s[lane] = _mean(self._step_s.get(lane, 0.0), slowest_s)
+
+    def stepped(self, lane: int) -> None:
+        """A lane's step entered the ring."""
+        self._stepped.add(lane)
+
+    def chunked(self) -> None:
+        """A chunk entered the ring."""
+        if not self._left:
+            self._left = self._stages
+            self._stepped.clear()
+        self._left -= 1
+
+    def due(self, lanes: Iterable[int]) -> bool:
+        """Whether a chunk may go, with these lanes in the ring."""
+        return self._left > 0 or self._stepped.issuperset(lanes)
+
+    def chunk_tokens(self, lanes: Iterable[int]) -> int:
+        """The size of the next chunk, with these lanes in the ring."""
+        round_s = sum(self._step_s.get(lane, 0.0) for lane in lanes)
+        if not round_s or not self._token_s:
+            return self._sizes[0]
+        most = BURST_SHARE * round_s / (2 * self._stages - 1) / self._token_s
+        return next((size for size in self._sizes if size <= most), self._sizes[-1])
+
+
+def _mean(before: float, now: float) -> float:
+    return before + _WEIGHT * (now - before) if before else now
