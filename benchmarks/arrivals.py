@@ -28,7 +28,7 @@ FIRST = Row("first token of that prompt", "s")
 def measure_arrivals(bench: Bench, sheet: Sheet) -> None:
     """Gaps between the streams' tokens, before the prompt and until its first token."""
     with bench.cluster(bench.model) as cluster:
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             streams, prompt = asyncio.run(_run(bench, cluster.url))
             end = prompt.events[0]
             calm = list(_gaps(streams, max(s.events[0] for s in streams), prompt.asked))

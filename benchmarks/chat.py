@@ -18,7 +18,7 @@ def measure_chat(bench: Bench, sheet: Sheet) -> None:
     with bench.cluster(bench.model) as cluster:
         one(cluster.url, prompt_of(bench.fresh(), 64), 8)
         before = metrics(cluster.url)
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             question = prompt_of(bench.fresh(), TURN_TOKENS - bench.overhead_tokens)
             first = one(cluster.url, question, ANSWER_TOKENS)
             chat = [

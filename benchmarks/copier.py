@@ -62,7 +62,8 @@ def passage_of(number: int, characters: int) -> str:
     """Text in which no three signs occur twice in this order: what a copier can copy."""
     source = random.Random(number)
     text = ""
-    seen: set[str] = set()
+    around = "user assistant"  # what the chat template says besides
+    seen = {around[place : place + BACK] for place in range(len(around))}
     while len(text) < characters:
         sign = source.choice("abcdefghijklmnopqrstuvwxyz ")
         context = (text + sign)[-BACK:]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.disturbance import MOST_CORES, Disturbance
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -55,27 +57,41 @@ class Row:
     goal: Goal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One value, the sides it came from, and the cores that other processes had meanwhile."""
+
+    value: float
+    cluster: float
+    other: float
+    disturbed_cores: float
+
+
 @dataclass
 class Samples:
     """One row's values, one for each round."""
 
     row: Row
-    values: list[float] = field(default_factory=list)
-    cluster: list[float] = field(default_factory=list)
-    other: list[float] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     missing: str = ""  # why there are none
     notes: list[str] = field(default_factory=list)
 
     @property
+    def counted(self) -> list[Round]:
+        """The rounds that others left alone; all, where those would be fewer than two."""
+        calm = [one for one in self.rounds if one.disturbed_cores <= MOST_CORES]
+        return calm if len(calm) >= min(2, len(self.rounds)) else self.rounds
+
+    @property
     def met(self) -> bool | None:
         """Whether the goal is met; None without a goal or without values."""
-        if self.row.goal is None or not self.values:
+        if self.row.goal is None or not self.rounds:
             return None
-        return self.row.goal.met(statistics.median(self.values))
+        return self.row.goal.met(statistics.median(one.value for one in self.counted))
 
     def as_json(self) -> dict[str, Any]:
         """What the JSON file holds of it."""
-        row = self.row
+        row, counted = self.row, self.counted
         found: dict[str, Any] = {"name": row.name, "unit": row.unit, "met": self.met}
         if row.goal is not None:
             found["goal"] = str(row.goal)
@@ -83,12 +99,18 @@ class Samples:
             found["missing"] = self.missing
         if self.notes:
             found["notes"] = self.notes
-        if self.values:
-            found["ratio" if row.against else "value"] = spread(self.values)
-        if row.against and self.values:
+        if counted:
+            disturbed = max(one.disturbed_cores for one in counted)
+            if disturbed > MOST_CORES:
+                self.notes.append(f"other processes used up to {disturbed:.2f} cores meanwhile")
+                found["notes"] = self.notes
+            found["ratio" if row.against else "value"] = spread([one.value for one in counted])
+            found["rounds"] = len(counted)
+            found["disturbed"] = len(self.rounds) - len(counted)
+        if row.against and counted:
             found["against"] = row.against
-            found["cluster"] = spread(self.cluster)
-            found["other"] = spread(self.other)
+            found["cluster"] = spread([one.cluster for one in counted])
+            found["other"] = spread([one.other for one in counted])
         return found
 
 
@@ -100,23 +122,23 @@ class Sheet:
         self.curves: dict[str, dict[str, list[list[float]]]] = {}
         self.bars: dict[str, float] = {}
         self._say = say
+        self._others = Disturbance()
+        self._round_cores: float | None = None
 
     def compare(self, name: str, cluster: float, other: float) -> None:
         """One round of a row that is compared with something."""
-        samples = self.samples[name]
-        samples.cluster.append(cluster)
-        samples.other.append(other)
-        samples.values.append(cluster / other)
+        cores = self._cores()
+        self.samples[name].rounds.append(Round(cluster / other, cluster, other, cores))
         self._say(
-            f"{name}: {plain(cluster)} against {plain(other)} {samples.row.unit},"
-            f" ratio {plain(cluster / other)}"
+            f"{name}: {plain(cluster)} against {plain(other)} {self.samples[name].row.unit},"
+            f" ratio {plain(cluster / other)}{_disturbed(cores)}"
         )
 
     def value(self, name: str, value: float) -> None:
         """One round of a row that stands alone."""
-        samples = self.samples[name]
-        samples.values.append(value)
-        self._say(f"{name}: {plain(value)} {samples.row.unit}".rstrip())
+        cores = self._cores()
+        self.samples[name].rounds.append(Round(value, value, value, cores))
+        self._say(f"{name}: {plain(value)} {self.samples[name].row.unit}{_disturbed(cores)}")
 
     def note(self, name: str, text: str) -> None:
         """A remark that is shown with a row, once."""
@@ -142,10 +164,32 @@ class Sheet:
         self.bars[name] = seconds
         self._say(f"{name}: {seconds * 1e3:.3f} ms")
 
+    def rounds(self, count: int, *, warm_up: int = 0) -> Iterator[int]:
+        """Numbers of rounds, those that warm up below 0.
+
+        A round that others have disturbed is done again, as long as half of all are not.
+        """
+        calm = tried = 0
+        for number in range(-warm_up, 2 * count):
+            self._others.cores()
+            self._round_cores = None
+            yield number
+            if number >= 0:
+                tried += 1
+                calm += self._cores() <= MOST_CORES
+            if calm == count or tried == 2 * count:
+                break
+        self._round_cores = None
+
+    def _cores(self) -> float:
+        if self._round_cores is None:
+            self._round_cores = self._others.cores()
+        return self._round_cores
+
     def close(self, why: str) -> None:
         """Rows that have no values yet are missing, because of this."""
         for name, samples in self.samples.items():
-            if not samples.values and not samples.missing:
+            if not samples.rounds and not samples.missing:
                 self.missing(name, why)
 
     def as_json(self) -> dict[str, Any]:
@@ -156,6 +200,10 @@ class Sheet:
         if self.bars:
             found["bars"] = self.bars
         return found
+
+
+def _disturbed(cores: float) -> str:
+    return f" (others used {cores:.2f} cores)" if cores > MOST_CORES else ""
 
 
 @dataclass(frozen=True, slots=True)

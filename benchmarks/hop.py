@@ -43,7 +43,7 @@ def measure_hop(bench: Bench, sheet: Sheet) -> None:
     ):
         port = int(echo.answer()["port"])
         one(cluster.url, prompt_of(bench.fresh(), 32), 16)
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             hop_s, compute_s = ring_overhead(cluster, prompt_of(bench.fresh(), 32))
             straight = _echo(port, ECHOES, 0.0)
             paced = _echo(port, PACED, compute_s / 2)

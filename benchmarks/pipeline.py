@@ -89,7 +89,7 @@ def measure_pipeline(bench: Bench, sheet: Sheet) -> None:
             key=lambda step: theirs.ask(do="first", prompt=bench.ids(prompt), step=step)["seconds"],
         )
         sheet.note(PREFILL.name, f"the pipeline's best prefill_step_size: {step}")
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             short = prompt_of(bench.fresh(), 32)
             answer = theirs.ask(do="decode", prompt=bench.ids(short), tokens=DECODE_TOKENS)
             speed = one(ours.url, short, DECODE_TOKENS).decode_tokens_s

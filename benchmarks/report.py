@@ -33,6 +33,8 @@ def notes(parts: dict[str, Any]) -> list[str]:
     found = []
     for row in _rows(parts):
         remarks = [*row.get("notes", [])]
+        if row.get("disturbed"):
+            remarks.append(f"{row['disturbed']} rounds left out, disturbed by other processes")
         if "missing" in row:
             remarks.append(f"not measured: {row['missing']}")
         found += [f"{row['name']}: {remark}" for remark in remarks]

@@ -31,7 +31,7 @@ STAGE = Row("memory of a stage, of its share", "", goal=at_most(1.15))
 
 def measure_http(bench: Bench, sheet: Sheet) -> None:
     """``benchmarks/http_streams.py``, in each round."""
-    for _ in range(bench.rounds):
+    for _ in sheet.rounds(bench.rounds):
         text = run_module("benchmarks.http_streams")
         found = re.search(r"([\d,]+) tokens/s per core", text)
         if found is None:
@@ -55,7 +55,7 @@ def measure_models(bench: Bench, sheet: Sheet) -> None:
 
     with bench.cluster(bench.model) as cluster:
         asyncio.run(ask(cluster.url))
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             sheet.value(MODELS.name, statistics.median(asyncio.run(ask(cluster.url))) * 1e3)
 
 

@@ -33,7 +33,7 @@ def measure_copying(bench: Bench, sheet: Sheet) -> None:
     model = make_copier(bench.folder / "copier", bench.dtype)
     with bench.whole(model) as whole, bench.cluster(model) as cluster:
         before = metrics(cluster.url)
-        for round_ in range(-1, bench.rounds):
+        for round_ in sheet.rounds(bench.rounds, warm_up=1):
             passage = passage_of(bench.fresh(), PASSAGE)
             prompt = f"assistant\n{passage}"  # so that the answer's beginning has been seen
             theirs = mlx_lm_decode(bench, whole, prompt, COPIED_TOKENS)
@@ -57,7 +57,7 @@ def measure_wrong(bench: Bench, sheet: Sheet) -> None:
         bench.cluster(model, speculation=False) as off,
     ):
         before = metrics(on.url)
-        for round_ in range(-1, bench.rounds):
+        for round_ in sheet.rounds(bench.rounds, warm_up=1):
             speeds: dict[str, list[float]] = {on.url: [], off.url: []}
             for count in range(2 * COUNTS):
                 url = (on.url, off.url)[(count + count // 2) % 2]  # on off off on …

@@ -28,7 +28,7 @@ def measure_decode(bench: Bench, sheet: Sheet) -> None:
             bench.whole(bench.model) as whole,
             bench.cluster(bench.model, speculation=speculation) as cluster,
         ):
-            for round_ in range(-1, bench.rounds):
+            for round_ in sheet.rounds(bench.rounds, warm_up=1):
                 prompt = prompt_of(bench.fresh(), 32)
                 theirs = mlx_lm_decode(bench, whole, prompt, DECODE_TOKENS)
                 ours = one(cluster.url, prompt, DECODE_TOKENS).decode_tokens_s
@@ -40,7 +40,7 @@ def measure_streams(bench: Bench, sheet: Sheet) -> None:
     """Sixteen at once, prompts included on both sides."""
     with bench.whole(bench.model) as whole, bench.cluster(bench.model) as cluster:
         one(cluster.url, prompt_of(bench.fresh(), 32), 8)
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             crowd = [prompt_of(bench.fresh(), 24 + n) for n in range(STREAMS)]
             prompts = [bench.ids(prompt) for prompt in crowd]
             answer = whole.ask(do="batch", prompts=prompts, tokens=BATCH_TOKENS)
@@ -58,7 +58,7 @@ def measure_first(bench: Bench, sheet: Sheet) -> None:
         for row, tokens in ((FIRST_512, 512), (FIRST_2048, 2048)):
             steps = best_steps(bench, whole, tokens)
             sheet.note(row.name, f"mlx-lm's best prefill_step_size: {steps[0]}")
-            for _ in range(bench.rounds):
+            for _ in sheet.rounds(bench.rounds):
                 prompt = prompt_of(bench.fresh(), tokens - bench.overhead_tokens)
                 theirs = min(mlx_lm_first(bench, whole, prompt, step) for step in steps)
                 ours = one(cluster.url, prompt, 2).first_s

@@ -31,7 +31,7 @@ def measure_step(bench: Bench, sheet: Sheet) -> None:
         for name in ("node0", "node1"):
             cluster.join(name, module="benchmarks.traced")
         cluster.wait_ready()
-        for _ in range(bench.rounds):
+        for _ in sheet.rounds(bench.rounds):
             one(cluster.url, prompt_of(bench.fresh(), 32), TOKENS)
     bars = parts_of(read(folder))
     for name, seconds in bars.items():

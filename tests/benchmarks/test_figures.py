@@ -9,11 +9,20 @@ import pytest
 from benchmarks import report
 from benchmarks.__main__ import measure
 from benchmarks.bench import Bench
+from benchmarks.disturbance import Disturbance
 from benchmarks.figures import Part, Row, Sheet, at_least, at_most, quantile
 from benchmarks.plot import Line, bars, lines
 
 RATIO = Row("decode", "tokens/s", "mlx-lm", at_least(0.9))
 ALONE = Row("models", "ms", goal=at_most(1.0))
+
+
+@pytest.fixture(autouse=True)
+def others(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What other processes do in the next rounds, in cores; nothing once that is used up."""
+    cores: list[float] = []
+    monkeypatch.setattr(Disturbance, "cores", lambda _: cores.pop(0) if cores else 0.0)
+    return cores
 
 
 def quiet(_: str) -> None:
@@ -53,6 +62,30 @@ def test_a_part_that_fails_leaves_its_rows_missing_and_says_why(
     assert value["met"] is True
     assert "not measured" in report.table(found)
     assert "not measured: the feature is not there" in report.markdown(found)
+
+
+def test_a_round_that_others_disturb_is_done_again_and_left_out(others: list[float]) -> None:
+    sheet = Sheet((RATIO,), quiet)
+    others.extend([0.0, 0.0, 9.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # before and in each round
+    numbers = []
+    for number in sheet.rounds(2, warm_up=1):
+        numbers.append(number)
+        if number >= 0:
+            sheet.compare(RATIO.name, 100 - number, 100)
+    assert numbers == [-1, 0, 1, 2]
+    row = sheet.as_json()["rows"][0]
+    assert (row["rounds"], row["disturbed"]) == (2, 1)
+    assert row["ratio"] == {"median": 0.985, "min": 0.98, "max": 0.99}
+
+
+def test_where_all_is_disturbed_it_is_said_with_the_figure(others: list[float]) -> None:
+    sheet = Sheet((RATIO,), quiet)
+    others.extend([1.0] * 20)
+    for _ in sheet.rounds(2):
+        sheet.compare(RATIO.name, 100, 100)
+    row = sheet.as_json()["rows"][0]
+    assert row["rounds"] == 4
+    assert row["notes"] == ["other processes used up to 1.00 cores meanwhile"]
 
 
 def test_the_tables_hold_every_row_with_its_goal_and_verdict() -> None:
