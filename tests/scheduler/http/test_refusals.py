@@ -19,6 +19,7 @@ from parallax.fabric.errors import (
     RingLost,
 )
 from parallax.fabric.limits import Limits
+from parallax.scheduler.http.requests import parse_json
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
 from tests.scheduler.http.scripted import Scripted, site, until
@@ -336,3 +337,9 @@ async def test_an_address_that_is_not_ours_is_a_bad_setting(says):
     app = make_app(says("a"), limits=Limits(), metrics=Metrics())
     with pytest.raises(BadSetting, match=r"192\.0\.2\.1"):
         await serve(app, "192.0.2.1", 0)
+
+
+def test_what_people_write_is_not_kept_once_it_is_read():
+    first, second = (parse_json(b'{"content": "something private"}') for _ in range(2))
+    assert first == second
+    assert first["content"] is not second["content"]
