@@ -156,6 +156,25 @@ def test_a_request_that_is_handed_back_again_and_again_gets_further_each_time() 
     assert ring.prefilled < 8_000, "prefilled again and again"
 
 
+def test_who_was_handed_back_must_find_twice_the_room_to_grow() -> None:
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=5 * 1024)
+    for number in (1, 2, 3):
+        ring.take(ring.conductor.submit(submit(number, [number] * 20, 3000, NEVER)))
+    while 3 not in ring.ends:
+        ring.step()
+    assert ring.ends[3] == wire.END_REFUSED, "three rows of 769 tokens outgrow it"
+    ring.take(ring.conductor.cancel(wire.Cancel(request=2, attempt=1)))
+    back = submit(3, [3] * 20, 3000, NEVER)
+    back.attempt = 2
+    back.generated.extend(ring.answers[3])
+    del ring.ends[3]
+    ring.take(ring.conductor.submit(back))
+    assert ring.ends[3] == wire.END_REFUSED, "with 512 tokens more it would not fit"
+    known = [3] * 20 + ring.answers[3]
+    ring.take(ring.conductor.submit(submit(4, known, 2000, NEVER)))
+    assert 4 not in ring.ends, "with 256 tokens more a new one of the same length does"
+
+
 def test_the_context_ends_an_answer() -> None:
     shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8, context_tokens=12)
     ring = PretendRing(Conductor(1, shape, 1, [wire.CacheCost()]), 8, 8)

@@ -10,7 +10,15 @@ import pytest
 from parallax.node.conductor import Conductor
 from parallax.node.prefix_cache import MOST_KEPT, UNLIMITED
 from parallax.proto import wire_pb2 as wire
-from tests.node.pretend import NEVER, PretendRing, lone_answer, make_ring, prompt_of, submit
+from tests.node.pretend import (
+    NEVER,
+    PretendRing,
+    lone_answer,
+    make_ring,
+    next_token,
+    prompt_of,
+    submit,
+)
 
 # What the caches of models can do; every token takes a byte.
 DENSE = wire.CacheCost(bytes_per_token=1, forks=True, answers=True, trim_tokens=UNLIMITED)
@@ -143,6 +151,24 @@ def test_an_answer_cancelled_in_the_middle_is_kept() -> None:
     assert ask(ring, 2, [*prompt, *ring.answers[1], 5]) == 48
 
 
+def nearly_periodic(history: list[int]) -> int:
+    """Repeats itself, and breaks off now and then: drafts are made, and some are wrong."""
+    return next_token(history[-9:]) if sum(history[-3:]) % 5 == 0 else history[-4]
+
+
+def test_wrong_drafts_are_not_kept() -> None:
+    for length in range(20, 60):
+        ring = make_ring(cost=DENSE, model=nearly_periodic, draft_tokens=12, block_tokens=4)
+        prompt = some(length, length)
+        ring.take(ring.conductor.submit(submit(1, prompt, 40, NEVER)))
+        ring.run_out()
+        assert len(ring.answers[1]) == 40
+        again = [*prompt, *ring.answers[1], 5]
+        ring.take(ring.conductor.submit(submit(2, again, 4, NEVER)))  # admitted with what was kept
+        ring.run_out()
+        assert ring.cached[2] >= (length + 39) // 8 * 8
+
+
 def test_live_sequences_come_first_and_the_oldest_prefix_goes_first() -> None:
     ring = make_ring(cost=DENSE, budget=4 * 256, lanes=1)
     for number in (1, 2, 3, 4):
@@ -170,8 +196,9 @@ def test_what_is_used_in_part_counts_as_used() -> None:
     ask(ring, 3, some(60, 1)[:20], max_tokens=2)
     assert ring.load.prefixes.kept == 2
     ask(ring, 4, some(60, 4))
-    assert ask(ring, 5, some(60, 1)) == 56
-    assert ask(ring, 6, some(60, 2)) == 0
+    ask(ring, 5, some(60, 5))
+    assert ask(ring, 6, some(60, 1)) == 56
+    assert ask(ring, 7, some(60, 2)) == 0
 
 
 def test_a_prompt_is_not_kept_at_the_cost_of_others_while_its_answer_is_to_come() -> None:
