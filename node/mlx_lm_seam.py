@@ -35,25 +35,24 @@ class _LatePackage(ModuleType):
         return getattr(self, name)
 
 
-def _without_tokenizers() -> None:
-    """Lets mlx_lm.utils be imported without transformers, which would take most of a second.
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """A function that imports its module when it is called."""
 
-    A node handles no text. Whoever asks for mlx-lm's tokenizers later gets them.
-    """
-    spec = importlib.util.find_spec("mlx_lm")
-    if "mlx_lm" in sys.modules or spec is None:
-        return
-    package = importlib.util.module_from_spec(spec)
-    package.__class__ = _LatePackage
-    stand_in = ModuleType("mlx_lm.tokenizer_utils")
-    stand_in.TokenizerWrapper = object  # type: ignore[attr-defined]  # named in annotations
-    stand_in.load = _load_tokenizer  # type: ignore[attr-defined]
-    sys.modules["mlx_lm"] = package
-    sys.modules["mlx_lm.tokenizer_utils"] = stand_in
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return call
 
 
-def _load_tokenizer(*args: Any, **kwargs: Any) -> Any:
-    return importlib.import_module("mlx_lm.tokenizer_utils").load(*args, **kwargs)
+# What mlx_lm.utils imports and a node never uses: transformers and a client for the model hub
+# come with it, and take most of a second. Whoever asks for these modules later gets them.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "mlx_lm.tokenizer_utils": {
+        "TokenizerWrapper": object,  # named in annotations
+        "load": _later("mlx_lm.tokenizer_utils", "load"),
+    },
+    "huggingface_hub": {"snapshot_download": _later("huggingface_hub", "snapshot_download")},
+}
 
 
 def _import_utils() -> None:
@@ -61,15 +60,25 @@ def _import_utils() -> None:
 
     The hard one too, which only a superuser could raise again: so its call goes nowhere.
     """
-    _without_tokenizers()
+    spec = importlib.util.find_spec("mlx_lm")
+    stand_ins: dict[str, ModuleType] = {}
+    if "mlx_lm" not in sys.modules and spec is not None:
+        package = importlib.util.module_from_spec(spec)
+        package.__class__ = _LatePackage
+        sys.modules["mlx_lm"] = package
+        for name, attributes in _STAND_INS.items():
+            if name not in sys.modules:
+                stand_ins[name] = sys.modules[name] = ModuleType(name)
+                vars(stand_ins[name]).update(attributes)
     set_limit = resource.setrlimit
     resource.setrlimit = lambda *_: None
     try:
         importlib.import_module("mlx_lm.utils")
     finally:
         resource.setrlimit = set_limit
-        if not hasattr(sys.modules.get("mlx_lm.tokenizer_utils"), "__file__"):
-            sys.modules.pop("mlx_lm.tokenizer_utils", None)  # the stand-in
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 _import_utils()
