@@ -75,7 +75,7 @@ class Conductor:
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
-        self._pace = PrefillPace(shape, stages)
+        self._pace = PrefillPace(shape, costs)
         self._speculation = Speculation(stages, shape, costs)
         self._handed_back: OrderedDict[int, int] = OrderedDict()  # request -> how often
         self._next_number = 0

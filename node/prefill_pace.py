@@ -10,7 +10,7 @@ the grid (the self-check tells), there is one size only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from parallax.proto import wire_pb2 as wire
 
@@ -23,16 +23,17 @@ class PrefillPace:
     """The pace of one ring's prefill.
 
     Args:
-        shape: its chunk size, and whether smaller ones give the same.
-        stages: how many it has.
+        shape: its chunk size, and whether several tokens at once give what one by one does.
+        costs: of each stage; whether the same holds for what its caches keep.
     """
 
-    def __init__(self, shape: wire.RingShape, stages: int) -> None:
-        self._stages = stages
+    def __init__(self, shape: wire.RingShape, costs: Sequence[wire.CacheCost]) -> None:
+        self._stages = len(costs)
         self._left = 0  # chunks of this burst
         size = max(1, shape.chunk_tokens)
         self._sizes = [size]
-        while shape.block_tokens > 1 and size % 2 == 0 and size // 2 >= SMALLEST_TOKENS:
+        any_size = shape.block_tokens > 1 and all(cost.answers for cost in costs)
+        while any_size and size % 2 == 0 and size // 2 >= SMALLEST_TOKENS:
             size //= 2
             self._sizes.append(size)
         self._stepped: set[int] = set()  # lanes, since this burst began

@@ -28,6 +28,10 @@ def shape(stages: int, *, exact: bool = True) -> wire.RingShape:
     )
 
 
+def costs(stages: int) -> list[wire.CacheCost]:
+    return [wire.CacheCost(answers=True)] * stages
+
+
 @dataclass
 class Ring:
     """Stages that take frames in turn, each for a time that is known; a clock of its own."""
@@ -75,7 +79,7 @@ class Ring:
 
 
 def ring(stages: int, *, exact: bool = True) -> Ring:
-    conductor = Conductor(1, shape(stages, exact=exact), stages, [wire.CacheCost()] * stages)
+    conductor = Conductor(1, shape(stages, exact=exact), stages, costs(stages))
     return Ring(stages, conductor)
 
 
@@ -137,8 +141,15 @@ def test_where_results_depend_on_the_grid_there_is_one_size() -> None:
     assert set(one.chunks) == {32, 31}
 
 
+def test_a_window_whose_sums_depend_on_the_chunks_has_one_size_too() -> None:
+    pace = PrefillPace(shape(2), [wire.CacheCost(answers=True), wire.CacheCost()])
+    pace.measured_chunk(32, 0.064)
+    pace.measured_step(0, 0.001)
+    assert pace.chunk_tokens([0]) == 32
+
+
 def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
-    pace = PrefillPace(shape(2), 2)
+    pace = PrefillPace(shape(2), costs(2))
     assert pace.chunk_tokens([0]) == 32  # nothing is measured yet
     pace.measured_chunk(32, 0.064)
     pace.measured_step(0, 0.040)
@@ -152,7 +163,7 @@ def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
 
 
 def test_a_burst_is_due_when_every_lane_has_stepped_since_the_last_one_began() -> None:
-    pace = PrefillPace(shape(2), 2)
+    pace = PrefillPace(shape(2), costs(2))
     assert pace.due([])
     assert not pace.due([0])
     pace.stepped(0)

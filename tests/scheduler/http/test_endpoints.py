@@ -174,7 +174,7 @@ async def test_long_prompts_are_encoded_without_blocking_the_loop(says):
         assert (await long)[0] == 200
         assert len(cluster.generations[-1].prompt) > 1_000_000
         assert len(waits_s) > 10
-        assert max(waits_s) < 0.5
+        assert max(waits_s) < 0.5 * sum(waits_s)  # no single wait for the whole
 
 
 async def test_the_tokenizer_is_there_before_anybody_chats(says):
