@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections import deque
 from collections.abc import Callable
 
@@ -141,7 +142,8 @@ def test_blocks_are_as_large_as_they_are_worth() -> None:
         ring.timing = Timing(2, linear(growth), hop_s=0.002)
         run(ring, prompt, 400)
         assert ring.answers[1] == lone_answer(prompt, 400, NEVER, model)[0]
-        assert {tokens for tokens, _ in ring.blocks[-20:-5]} == {size}
+        later = [tokens for tokens, _ in ring.blocks[-60:]]  # another is tried now and then
+        assert statistics.mode(later) == size
 
 
 @pytest.mark.parametrize("wrong_percent", [5, 20, 40, 60, 80, 100])
