@@ -24,6 +24,7 @@ REVIEW_FRAMES = 8  # how often times are worked out anew
 FRESH_FRAMES = 128  # a size that was not sent for so long is tried anew
 SUREST = 0.98
 WORTH = 1.1  # drafts must promise so many times the speed without them
+LARGER = 1.05  # and larger frames so many times that of smaller ones
 DOUBT = 0.25  # nothing is sent that is less probable than this
 
 
@@ -118,7 +119,7 @@ class Pace:
                 continue
             frames = 1 / (1 - sure**pace.size)
             speed = 1 / (1 - sure) / (pace.round_trip_s + (frames - 1) * pace.period_s)
-            if speed > best:
+            if speed > best * (1 if plan is None else LARGER):
                 ahead = 1 + int(math.log(DOUBT) / math.log(sure))
                 best, plan = speed, Plan(pace.size, pace.depth, ahead)
         return plan
