@@ -6,7 +6,7 @@ from benchmarks.bench import Bench
 from benchmarks.client import many, one
 from benchmarks.figures import Part, Sheet
 from benchmarks.model import prompt_of
-from benchmarks.speed import best_steps, mlx_lm_decode, mlx_lm_first
+from benchmarks.speed import PREFILL_STEPS, best_steps, mlx_lm_decode, mlx_lm_first
 
 STAGES = (1, 2, 3, 4)
 CROWDS = (1, 2, 4, 8, 16, 32, 64)
@@ -70,8 +70,9 @@ def measure_lengths(bench: Bench, sheet: Sheet) -> None:
     rounds = min(bench.rounds, MOST_ROUNDS)
     with bench.whole(bench.model) as whole, bench.cluster(bench.model) as cluster:
         one(cluster.url, prompt_of(bench.fresh(), 64), 8)
+        steps = best_steps(bench, whole, 512, PREFILL_STEPS)[:2]
         for tokens in LENGTHS:
-            step = best_steps(bench, whole, min(tokens, 512), 1)[0]
+            step = best_steps(bench, whole, min(tokens, 512), steps)[0]
             ours, theirs = [], []
             for _ in range(rounds):
                 prompt = prompt_of(bench.fresh(), tokens - bench.overhead_tokens)

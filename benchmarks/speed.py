@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.bench import Bench
 from benchmarks.client import many, one
 from benchmarks.figures import Part, Row, Sheet, at_least, at_most
@@ -55,8 +57,9 @@ def measure_streams(bench: Bench, sheet: Sheet) -> None:
 def measure_first(bench: Bench, sheet: Sheet) -> None:
     """From the request to its first token, against mlx-lm's best chunk size."""
     with bench.whole(bench.model) as whole, bench.cluster(bench.model) as cluster:
+        steps = best_steps(bench, whole, 512, PREFILL_STEPS)
         for row, tokens in ((FIRST_512, 512), (FIRST_2048, 2048)):
-            steps = best_steps(bench, whole, tokens)
+            steps = best_steps(bench, whole, tokens, steps[:3])[:2]
             sheet.note(row.name, f"mlx-lm's best prefill_step_size: {steps[0]}")
             for _ in sheet.rounds(bench.rounds):
                 prompt = prompt_of(bench.fresh(), tokens - bench.overhead_tokens)
@@ -65,11 +68,11 @@ def measure_first(bench: Bench, sheet: Sheet) -> None:
                 sheet.compare(row.name, ours, theirs)
 
 
-def best_steps(bench: Bench, whole: Worker, tokens: int, most: int = 2) -> list[int]:
-    """mlx-lm's best chunk sizes for prompts of this length."""
+def best_steps(bench: Bench, whole: Worker, tokens: int, steps: Sequence[int]) -> list[int]:
+    """mlx-lm's chunk sizes for prompts of this length, the quickest first."""
     prompt = prompt_of(bench.fresh(), tokens - bench.overhead_tokens)
-    steps = [step for step in PREFILL_STEPS if step <= tokens]
-    return sorted(steps, key=lambda step: mlx_lm_first(bench, whole, prompt, step))[:most]
+    tried = [step for step in steps if step <= tokens] or [tokens]
+    return sorted(tried, key=lambda step: mlx_lm_first(bench, whole, prompt, step))
 
 
 def mlx_lm_first(bench: Bench, whole: Worker, prompt: str, step: int) -> float:
