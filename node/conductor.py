@@ -68,7 +68,7 @@ class Conductor:
         self._shape = shape
         self._stages = stages
         self._budget = Budget(shape.cache_bytes, max(1, shape.chunk_tokens), costs)
-        self._lanes = [Lane(i) for i in range(max(1, shape.lanes))]
+        self._lanes = [Lane(i) for i in range(max(1, shape.lanes) + shape.spare_lanes)]
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
         self._prefill: deque[Sequence] = deque()
@@ -206,7 +206,8 @@ class Conductor:
     @property
     def free_rows(self) -> int:
         """How many more sequences the lanes take."""
-        return len(self._lanes) * max(1, self._shape.lane_rows) - len(self._sequences)
+        usual = max(1, self._shape.lanes)
+        return usual * max(1, self._shape.lane_rows) - len(self._sequences)
 
     def quiet_s(self, now: float) -> float:
         """How long a beat has been out with nothing at all coming back; 0 when none is out."""

@@ -860,6 +860,7 @@ class RingShape(_message.Message):
     ORPHAN_S_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    SPARE_LANES_FIELD_NUMBER: _builtins.int
     lanes: _builtins.int
     """decode batches in flight"""
     lane_rows: _builtins.int
@@ -880,6 +881,8 @@ class RingShape(_message.Message):
     """most tokens assumed ahead of a lone answer; 0: no speculation"""
     block_tokens: _builtins.int
     """most of them in one frame"""
+    spare_lanes: _builtins.int
+    """beside the others, for rows that would be much padding there"""
     def __init__(
         self,
         *,
@@ -893,10 +896,11 @@ class RingShape(_message.Message):
         orphan_s: _builtins.float = ...,
         draft_tokens: _builtins.int = ...,
         block_tokens: _builtins.int = ...,
+        spare_lanes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "cache_bytes", b"cache_bytes", "chunk_tokens", b"chunk_tokens", "context_tokens", b"context_tokens", "draft_tokens", b"draft_tokens", "lane_rows", b"lane_rows", "lanes", b"lanes", "orphan_s", b"orphan_s", "window_bytes", b"window_bytes", "window_frames", b"window_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "cache_bytes", b"cache_bytes", "chunk_tokens", b"chunk_tokens", "context_tokens", b"context_tokens", "draft_tokens", b"draft_tokens", "lane_rows", b"lane_rows", "lanes", b"lanes", "orphan_s", b"orphan_s", "spare_lanes", b"spare_lanes", "window_bytes", b"window_bytes", "window_frames", b"window_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

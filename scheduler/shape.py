@@ -23,14 +23,16 @@ def shape_of(
 ) -> wire.RingShape:
     """The shape of a ring whose stages sent ``reports`` and may hold ``budgets_bytes``.
 
-    Lanes: one decode batch for each stage, so that none idles; where caches
-    cannot be batched, lanes of one, as many as the window allows. Drafts: where
+    Lanes: one decode batch for each stage, so that none idles, and as many spare ones for
+    rows much longer or shorter than the others; where caches cannot be batched, lanes of
+    one, as many as the window allows. Drafts: where
     every stage's caches can be cut again; several in a frame where that is as
     exact as one by one.
     """
     stages = len(reports)
     batches = all(report.batches for report in reports)
     lanes = stages if batches else max(stages, limits.window_frames)
+    spare_lanes = stages if batches else 0
     spare = [b - r.weight_bytes for b, r in zip(budgets_bytes, reports, strict=True)]
     cache_bytes = max(1, min(spare))
     drafts = speculation and all(report.trims for report in reports)
@@ -40,13 +42,14 @@ def shape_of(
         lanes=lanes,
         lane_rows=limits.lane_rows if batches else 1,
         chunk_tokens=chunk_tokens,
-        window_frames=max(limits.window_frames, lanes + stages + SLACK_FRAMES),
+        window_frames=max(limits.window_frames, lanes + spare_lanes + stages + SLACK_FRAMES),
         window_bytes=limits.window_bytes,
         cache_bytes=cache_bytes,
         context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes, chunk_tokens)),
         orphan_s=limits.orphan_s,
         draft_tokens=limits.draft_tokens if drafts else 0,
         block_tokens=limits.block_tokens if blocks else 1,
+        spare_lanes=spare_lanes,
     )
 
 
