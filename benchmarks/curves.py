@@ -13,6 +13,7 @@ CROWDS = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 3072)
 TOKENS = 64
 CROWD_TOKENS = 32
+MANY = 16  # streams, above which one round is steady enough, and long
 MOST_ROUNDS = 3  # many points: fewer rounds than the table has
 
 BY_STAGES = "tokens/s by stages"
@@ -51,8 +52,8 @@ def measure_concurrency(bench: Bench, sheet: Sheet) -> None:
         one(cluster.url, prompt_of(bench.fresh(), 64), 8)
         for streams in CROWDS:
             ours, theirs = [], []
-            for _ in range(rounds):
-                crowd = [prompt_of(bench.fresh(), 32) for _ in range(streams)]
+            for _ in range(rounds if streams <= MANY else 1):
+                crowd = [prompt_of(bench.fresh(), 8) for _ in range(streams)]
                 answers, seconds = many(cluster.url, crowd, CROWD_TOKENS)
                 ours.append(sum(a.tokens for a in answers) / seconds)
                 if streams == 1:
