@@ -2,8 +2,8 @@
 
 A decode step waits behind all the chunks that entered before it: behind a burst of m of them, on
 a ring of s stages, for m + s - 1 times what a stage takes for one. So while answers run, a burst
-has a chunk for each stage, the next one comes only after every lane has taken a step, and its
-chunks are so small that an answer waits for them less than twice as long as for its own steps.
+comes only after every lane has taken a step, and it is the largest for which an answer waits less
+than twice as long as for its own steps; at the least it is one chunk of the smallest size.
 Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results depend on
 the grid (the self-check tells), there is one size only.
 """
@@ -29,13 +29,15 @@ class PrefillPace:
 
     def __init__(self, shape: wire.RingShape, costs: Sequence[wire.CacheCost]) -> None:
         self._stages = len(costs)
-        self._left = 0  # chunks of this burst
+        self._burst = self._stages  # chunks of a burst
+        self._left = 0  # of this one, still to come
         size = max(1, shape.chunk_tokens)
         self._sizes = [size]
         any_size = shape.block_tokens > 1 and all(cost.answers for cost in costs)
         while any_size and size % 2 == 0 and size // 2 >= SMALLEST_TOKENS:
             size //= 2
             self._sizes.append(size)
+        self._size = self._sizes[0]
         self._stepped: set[int] = set()  # lanes, since this burst began
         self._token_s = 0.0  # of prefill on the slowest stage; 0: not measured yet
         self._step_s: dict[int, float] = {}  # of each lane there
@@ -57,7 +59,7 @@ class PrefillPace:
     def chunked(self) -> None:
         """A chunk entered the ring."""
         if not self._left:
-            self._left = self._stages
+            self._left = self._burst
             self._stepped.clear()
         self._left -= 1
 
@@ -67,11 +69,24 @@ class PrefillPace:
 
     def chunk_tokens(self, lanes: Iterable[int]) -> int:
         """The size of the next chunk, with these lanes in the ring."""
+        if not self._left:
+            self._burst, self._size = self._plan(lanes)
+        return self._size
+
+    def _plan(self, lanes: Iterable[int]) -> tuple[int, int]:
+        """How many chunks the next burst has, and of which size."""
         round_s = sum(self._step_s.get(lane, 0.0) for lane in lanes)
         if not round_s or not self._token_s:
-            return self._sizes[0]
-        most = BURST_SHARE * round_s / (2 * self._stages - 1) / self._token_s
-        return next((size for size in self._sizes if size <= most), self._sizes[-1])
+            return self._stages, self._sizes[0]
+        most = BURST_SHARE * round_s / self._token_s
+        bursts = [
+            (count, size)
+            for size in self._sizes
+            for count in range(1, self._stages + 1)
+            if (count + self._stages - 1) * size <= most
+        ]
+        # Of bursts that bring as much, the one with the smallest chunks passes soonest.
+        return max(bursts, key=lambda b: (b[0] * b[1], -b[1]), default=(1, self._sizes[-1]))
 
 
 def _mean(before: float, now: float) -> float:

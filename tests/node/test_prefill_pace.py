@@ -155,8 +155,8 @@ def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
     pace.measured_step(0, 0.040)
     pace.measured_step(1, 0.040)
     assert pace.chunk_tokens([]) == 32
-    assert pace.chunk_tokens([0, 1]) == 16  # 1.8 * 80 ms / 3 = 48 ms
-    assert pace.chunk_tokens([0]) == 8
+    assert pace.chunk_tokens([0, 1]) == 16  # two of them: 3 * 16 * 2 ms of 1.8 * 80 ms
+    assert pace.chunk_tokens([0]) == 8  # two of them too: 3 * 8 * 2 ms of 1.8 * 40 ms
     for _ in range(100):
         pace.measured_step(0, 0.0001)
     assert pace.chunk_tokens([0]) == SMALLEST_TOKENS
