@@ -6,7 +6,7 @@ from benchmarks.bench import Bench
 from benchmarks.client import many, one
 from benchmarks.figures import Part, Sheet
 from benchmarks.model import prompt_of
-from benchmarks.speed import PREFILL_STEPS, best_steps, mlx_lm_decode, mlx_lm_first
+from benchmarks.speed import PREFILL_STEPS, best_steps, mlx_lm_first
 
 STAGES = (1, 2, 3, 4)
 CROWDS = (1, 2, 4, 8, 16, 32, 64)
@@ -43,7 +43,7 @@ def measure_stages(bench: Bench, sheet: Sheet) -> None:
 
 
 def measure_concurrency(bench: Bench, sheet: Sheet) -> None:
-    """1 to 64 streams at once, and mlx-lm's batch of as many."""
+    """1 to 64 streams at once, prompts included, and mlx-lm's batch of as many."""
     rounds = min(bench.rounds, MOST_ROUNDS)
     with (
         bench.whole(bench.model) as whole,
@@ -56,9 +56,6 @@ def measure_concurrency(bench: Bench, sheet: Sheet) -> None:
                 crowd = [prompt_of(bench.fresh(), 8) for _ in range(streams)]
                 answers, seconds = many(cluster.url, crowd, CROWD_TOKENS)
                 ours.append(sum(a.tokens for a in answers) / seconds)
-                if streams == 1:
-                    theirs.append(mlx_lm_decode(bench, whole, crowd[0], CROWD_TOKENS))
-                    continue
                 prompts = [bench.ids(prompt) for prompt in crowd]
                 answer = whole.ask(do="batch", prompts=prompts, tokens=CROWD_TOKENS)
                 theirs.append(answer["tokens"] / answer["seconds"])
