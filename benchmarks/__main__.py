@@ -84,7 +84,7 @@ def main() -> int:
             parser.error(f"{name} is none of {', '.join(names)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clusters end with it
     chosen = [part for part in PARTS if not arguments.names or part.name in arguments.names]
-    print(report.machine_line(machine(arguments.dtype), arguments.rounds), flush=True)
+    print(report.machine_line(machine(arguments.dtype)), flush=True)
     results = read_results(RESULTS)
     with bench_of(arguments.rounds, arguments.nodes, arguments.dtype) as bench:
         for part in chosen:

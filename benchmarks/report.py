@@ -105,20 +105,24 @@ def markdown(parts: dict[str, Any]) -> str:
         cells = (row["name"], cluster, against, judged.strip(), span, goal, verdict)
         text.append("| " + " | ".join(cells) + " |")
     text += ["", *(f"- {note}" for note in notes(parts))]
-    machines: dict[str, list[str]] = {}
+    machines: dict[str, dict[str, list[str]]] = {}
     for name, part in parts.items():
-        machines.setdefault(machine_line(part["machine"], part["rounds"]), []).append(name)
-    text += ["", *(f"Taken on {line}: {', '.join(names)}." for line, names in machines.items())]
+        facts = part["machine"]
+        taken = f"commit {facts['commit']}, {facts['when']}, {part['rounds']} rounds"
+        by_commit = machines.setdefault(machine_line(facts), {})
+        by_commit.setdefault(taken, []).append(name)
+    for line, by_commit in machines.items():
+        text += ["", f"Taken on {line}:", ""]
+        text += [f"- {taken}: {', '.join(names)}" for taken, names in by_commit.items()]
     return "\n".join(text)
 
 
-def machine_line(machine: dict[str, Any], rounds: int) -> str:
+def machine_line(machine: dict[str, Any]) -> str:
     """What a part was taken on, in one line."""
     return (
         f"{machine['processor']} ({machine['system']}), {machine['cores']} cores,"
         f" MLX {machine['mlx']} on {machine['backend']}, {machine['dtype']},"
-        f" Python {machine['python']}, commit {machine['commit']}, {machine['when']},"
-        f" {rounds} rounds"
+        f" Python {machine['python']}"
     )
 
 
