@@ -61,7 +61,7 @@ def lines(title: str, curves: Sequence[Line], *, logarithmic: bool = False) -> s
 def bars(title: str, seconds: dict[str, float]) -> str:
     """One bar for each part, from the top down, each beginning where the one above ends."""
     whole = sum(seconds.values()) or 1.0
-    left, right, row = 260, 560, 26
+    left, right, row = 290, 576, 26
     parts = [_text(16, 22, title, size=15)]
     begin = 0.0
     for number, (name, value) in enumerate(seconds.items()):
