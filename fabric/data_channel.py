@@ -12,6 +12,7 @@ length and so many bytes.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import select
 import selectors
@@ -42,15 +43,15 @@ class Receiver:
     """Who takes the messages of one connection, on that connection's own thread.
 
     Attributes:
-        message: takes one message; True when ``pause`` is to be told of the next pause.
-        pause: told that nothing has come for ``pause_s`` after such a message, or the next has.
+        message: takes one message; returns after how many seconds ``pause`` is to be called, or
+            None if not on its account.
+        pause: called once, at the soonest of the times asked for since it was last.
         ended: told once why the connection ended; None when its sender closed it.
     """
 
-    message: Callable[[bytes], bool]
+    message: Callable[[bytes], float | None]
     pause: Callable[[], None]
     ended: Callable[[ParallaxError | None], None]
-    pause_s: float
 
 
 class Ticket:
@@ -195,7 +196,7 @@ def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> No
     held = bytearray()
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    owed = False  # a pause
+    pause_at = math.inf
     ending: ParallaxError | None = None
     try:
         while True:
@@ -208,14 +209,15 @@ def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> No
                     break
                 message = bytes(memoryview(held)[_LENGTH.size : end])
                 del held[:end]
-                owed = receiver.message(message) or owed
-            if owed and not poll.poll(1000 * receiver.pause_s):
-                receiver.pause()
-                owed = False
+                delay_s = receiver.message(message)
+                if delay_s is not None:
+                    pause_at = min(pause_at, time.monotonic() + delay_s)
+            if pause_at < math.inf:
+                left_s = pause_at - time.monotonic()
+                if left_s <= 0 or not poll.poll(1000 * left_s):
+                    receiver.pause()
+                    pause_at = math.inf
             data = connection.recv(_READ_BYTES)
-            if owed:
-                receiver.pause()
-                owed = False
             if not data:
                 break
             held += data

@@ -31,10 +31,7 @@ log = logging.getLogger(__name__)
 
 Broken = Callable[[int, ParallaxError], None]
 
-# Answers leave a moment after the frames that their return made room for. The MLX thread is then
-# building that frame's graph, and writing at the same time would fight it for the interpreter:
-# measured with one stream on two cores, every step became a fifteenth longer.
-PAUSE_S = 0.002
+WEIGH_EVERY_S = 0.5  # between two sums of the caches' bytes
 
 _STREAM_ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
 
@@ -57,8 +54,8 @@ class FrameRunner(Protocol):
 class Returns(Protocol):
     """What takes the frames that come back to the head: ``node/head.py``. Any thread calls it."""
 
-    def returned(self, frame: wire.Frame) -> bool:
-        """True when :meth:`report` is to follow within a moment."""
+    def returned(self, frame: wire.Frame) -> float | None:
+        """After how many seconds :meth:`report` is to follow; None if not on this account."""
         ...
 
     def report(self) -> None: ...
@@ -111,6 +108,7 @@ class RingMember:
         self._inbox_limit = 2 * form.shape.window_frames + 8
         self.health = wire.StageHealth(epoch=form.epoch, stage=form.index)
         self.carry_bytes_per_token = 0
+        self._weighed_at = 0.0
 
     # ---------------------------------------------------------------- joining
 
@@ -192,7 +190,7 @@ class RingMember:
         reply = wire.FlowReply(epoch=self.epoch)
         if self._data is not None and self._ticket is None:
             report = self._returns.report if self._returns is not None else lambda: None
-            receiver = Receiver(self._received, report, self._data_ended, PAUSE_S)
+            receiver = Receiver(self._received, report, self._data_ended)
             self._ticket = self._data.expect(receiver)
             reply.data_port, reply.data_ticket = self._ticket.port, self._ticket.secret
         self._inbound.set()
@@ -231,21 +229,20 @@ class RingMember:
         async for frame in assemble(pieces, self._limits.frame_bytes):
             if self._ended:
                 return
-            if self._take(frame) and self._returns is not None:
-                asyncio.get_running_loop().call_later(PAUSE_S, self._returns.report)
+            self._report_in(self._take(frame))
 
-    def _received(self, message: bytes) -> bool:
+    def _received(self, message: bytes) -> float | None:
         """A frame came over the data connection, on whose thread this runs."""
         try:
             frame = wire.Frame.FromString(message)
         except DecodeError:
             raise FrameRefused("What came is no frame", epoch=self.epoch) from None
-        return not self._ended and self._take(frame)
+        return None if self._ended else self._take(frame)
 
     def _data_ended(self, error: ParallaxError | None) -> None:
         self.end(error or LinkBroken(f"The data connection to stage {self.index} ended"))
 
-    def _take(self, frame: wire.Frame) -> bool:
+    def _take(self, frame: wire.Frame) -> float | None:
         if frame.epoch != self.epoch or frame.number != self._expected:
             raise FrameRefused(
                 f"Frame {frame.number} of epoch {frame.epoch} does not follow "
@@ -257,7 +254,7 @@ class RingMember:
         if self._returns is not None:
             return self._returns.returned(frame)
         self.process(frame)
-        return False
+        return None
 
     def process(self, frame: wire.Frame) -> None:
         """Queues a frame for this stage's layers. Any thread may call it.
@@ -287,17 +284,17 @@ class RingMember:
             self._sender.send(result.SerializeToString(), lambda: self._hopped(end))
         elif self.count > 1:
             self._compute.tell(self._queue, result, end)
-        elif self._returns is not None and self._returns.returned(result):
-            self._compute.tell(self._report_soon)
+        elif self._returns is not None:
+            self._compute.tell(self._report_in, self._returns.returned(result))
         self._count(frame, result, end - begin)
 
     def _hopped(self, computed_at: float) -> None:
         self.health.hops += 1
         self.health.hop_s += time.perf_counter() - computed_at
 
-    def _report_soon(self) -> None:
-        if self._returns is not None:
-            asyncio.get_running_loop().call_later(PAUSE_S, self._returns.report)
+    def _report_in(self, delay_s: float | None) -> None:
+        if delay_s is not None and self._returns is not None:
+            asyncio.get_running_loop().call_later(delay_s, self._returns.report)
 
     def _queue(self, frame: wire.Frame, computed_at: float) -> None:
         if self._ended:
@@ -350,7 +347,10 @@ class RingMember:
             self.carry_bytes_per_token = len(result.carry) // tokens
         health.rows = self._runner.rows
         health.lanes = self._runner.lanes
-        health.cache_bytes = self._runner.cache_bytes
+        now = time.monotonic()
+        if now - self._weighed_at >= WEIGH_EVERY_S:  # many kept prefixes take long to add up
+            self._weighed_at = now
+            health.cache_bytes = self._runner.cache_bytes
 
 
 def _details(error: Exception) -> str:

@@ -36,22 +36,22 @@ class Taken:
     messages: queue.Queue[bytes] = field(default_factory=queue.Queue)
     ends: queue.Queue[ParallaxError | None] = field(default_factory=queue.Queue)
     pauses: queue.Queue[int] = field(default_factory=queue.Queue)
-    owes_pause: bool = False
+    pause_after_s: float | None = None
     held: threading.Event = field(default_factory=threading.Event)  # until set, nothing is taken
 
     def __post_init__(self) -> None:
         self.held.set()
 
-    def message(self, data: bytes) -> bool:
+    def message(self, data: bytes) -> float | None:
         self.held.wait(WAIT_S)
         self.messages.put(data)
-        return self.owes_pause
+        return self.pause_after_s
 
     def pause(self) -> None:
         self.pauses.put(self.messages.qsize())
 
     def receiver(self) -> Receiver:
-        return Receiver(self.message, self.pause, self.ends.put, 0.01)
+        return Receiver(self.message, self.pause, self.ends.put)
 
     def next(self) -> bytes:
         return self.messages.get(timeout=WAIT_S)
@@ -178,28 +178,41 @@ def test_an_end_in_the_middle_of_a_message_is_an_error() -> None:
 def test_a_receiver_that_refuses_a_message_ends_the_connection_with_its_error() -> None:
     taken = Taken()
 
-    def refuse(data: bytes) -> bool:
+    def refuse(data: bytes) -> float | None:
         raise FrameRefused("no")
 
     with listening() as listener:
-        ticket = listener.expect(Receiver(refuse, taken.pause, taken.ends.put, 0.01))
+        ticket = listener.expect(Receiver(refuse, taken.pause, taken.ends.put))
         with sending(listener, ticket.secret) as (sender, _):
             sender.send(b"one", nothing)
             assert isinstance(taken.end(), FrameRefused)
 
 
-def test_a_pause_is_told_after_a_message_that_owes_one_and_not_after_others() -> None:
+def test_a_pause_follows_a_message_that_asks_for_one_and_no_other() -> None:
     taken = Taken()
     with listening() as listener:
         ticket = listener.expect(taken.receiver())
         with sending(listener, ticket.secret) as (sender, _):
             sender.send(b"quiet", nothing)
             assert taken.next() == b"quiet"
-            taken.owes_pause = True
+            taken.pause_after_s = 0.01
             sender.send(b"one", nothing)
             assert taken.next() == b"one"
             taken.pauses.get(timeout=WAIT_S)
             assert taken.pauses.empty()
+
+
+def test_a_pause_comes_in_time_although_messages_do_not_stop() -> None:
+    taken = Taken(pause_after_s=0.05)
+    with listening() as listener:
+        ticket = listener.expect(taken.receiver())
+        with sending(listener, ticket.secret) as (sender, _):
+            sent = 0
+            while taken.pauses.qsize() < 3:
+                sender.send(b"more", nothing)
+                sent += 1
+                assert taken.next() == b"more"
+            assert sent > 3  # one pause was for several
 
 
 def test_a_listener_without_an_address_says_so() -> None:
