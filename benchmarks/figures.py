@@ -49,12 +49,14 @@ class Row:
         against: what the cluster is compared with; the judged value is then the ratio
             cluster to other. Empty: the value stands alone.
         goal: what the median has to meet; None: for information.
+        timed: whether what other processes do changes it.
     """
 
     name: str
     unit: str
     against: str = ""
     goal: Goal | None = None
+    timed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Sheet:
 
     def value(self, name: str, value: float) -> None:
         """One round of a row that stands alone."""
-        cores = self._cores()
+        cores = self._cores() if self.samples[name].row.timed else 0.0
         self.samples[name].rounds.append(Round(value, value, value, cores))
         self._say(f"{name}: {plain(value)} {self.samples[name].row.unit}{_disturbed(cores)}")
 

@@ -21,12 +21,15 @@ HTTP = Row(
 )
 MODELS = Row("GET /v1/models, p50", "ms", goal=at_most(1.0))
 SCHEDULER_SLOPE = Row(
-    "memory for a request after the first 1,000, scheduler", "bytes", goal=at_most(100)
+    "memory for a request after the first 1,000, scheduler", "bytes", goal=at_most(100), timed=False
 )
 NODE_SLOPE = Row(
-    "memory for a request after the first 1,000, the worst node", "bytes", goal=at_most(100)
+    "memory for a request after the first 1,000, the worst node",
+    "bytes",
+    goal=at_most(100),
+    timed=False,
 )
-STAGE = Row("memory of a stage, of its share", "", goal=at_most(1.15))
+STAGE = Row("memory of a stage, of its share", "", goal=at_most(1.15), timed=False)
 
 
 def measure_http(bench: Bench, sheet: Sheet) -> None:
