@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from parallax.node.budget import GROWTH_TOKENS, Budget
 from parallax.node.prefill_pace import PrefillPace
 from parallax.node.prefix_cache import PrefixCache
-from parallax.node.sequences import Lane, Phase, Sequence, forecast, least_padding
+from parallax.node.sequences import Lane, Phase, Sequence, forecast, is_short, least_padding
 from parallax.node.speculation import Block, Speculation
 from parallax.proto import wire_pb2 as wire
 
@@ -377,7 +377,7 @@ class Conductor:
         """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
         chunks = sum(f.kind == wire.PREFILL for f in self._flights.values())
         decoding = self._decoding()
-        if not self._pace.due(decoding):
+        if not is_short(self._next_prompt(), self._shape) and not self._pace.due(decoding):
             return False
         # One chunk per stage is in work; one more waits so that stage 0 never idles.
         most = self._stages if decoding else self._stages + 1
@@ -387,16 +387,21 @@ class Conductor:
         return chunks == 0 or not self._shape.window_bytes or carry <= self._shape.window_bytes
 
     def _decoding(self) -> list[int]:
-        """Lanes whose steps are in the ring."""
         return [lane.id for lane in self._lanes if lane.in_flight]
 
+    def _next_prompt(self) -> Sequence:
+        """The next to be prefilled: a short one holds up nobody for long."""
+        return next((s for s in self._prefill if is_short(s, self._shape)), self._prefill[0])
+
     def _inject_chunk(self, out: Output) -> None:
-        sequence = self._prefill[0]
+        sequence = self._next_prompt()
         self._begin(sequence)
         start = sequence.cached
         if start < sequence.prefill_length:
-            grid = self._pace.chunk_tokens(self._decoding())
-            self._pace.chunked()
+            grid = self._shape.chunk_tokens
+            if not is_short(sequence, self._shape):
+                grid = self._pace.chunk_tokens(self._decoding())
+                self._pace.chunked()
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
@@ -404,7 +409,7 @@ class Conductor:
             sequence.cached = end
             self._prefixes.prefilled(sequence, self._joined_bytes)
         if sequence.cached >= sequence.prefill_length:
-            self._prefill.popleft()
+            self._prefill.remove(sequence)
             sequence.phase = Phase.READY
             shapes = [(lane.members, lane.longest) for lane in self._lanes]
             lane = self._lanes[least_padding(shapes, sequence.length, self._shape)]
@@ -417,6 +422,7 @@ class Conductor:
         if not sequence.begun:
             sequence.begun = True
             self._prefixes.begin(sequence)
+            sequence.left_at_begin = sequence.prefill_length - sequence.cached
 
     def _step_lanes(self, out: Output) -> None:
         lone = self._lone()

@@ -11,6 +11,7 @@ from parallax.proto import wire_pb2 as wire
 # Of a row that joins a lane. Decoding beside a row of 2,048 tokens, four rows of 100 took three
 # times as long (8 layers, 256 wide, float32 on the CPU backend); a step of its own costs a third.
 MUCH_PADDING_TOKENS = 2048
+SHORT_CHUNKS = 2  # of the prefill grid
 
 
 class Phase(Enum):
@@ -36,6 +37,7 @@ class Sequence:
     phase: Phase = Phase.PREFILL
     cached: int = 0  # tokens in its caches once the frames injected so far have run
     begun: bool = False  # its prefill, perhaps with a kept prefix
+    left_at_begin: int = 0  # tokens to prefill then
     forked: int = 0  # tokens of that prefix, until they are reported
     boundaries: set[int] | None = None  # where its caches are kept, if they cannot be cut later
     lane: Lane | None = None
@@ -104,6 +106,12 @@ def forecast(
         members, longest = shapes[chosen]
         shapes[chosen] = members + 1, max(longest, length)
     return shapes
+
+
+def is_short(sequence: Sequence, shape: wire.RingShape) -> bool:
+    """Whether its prefill is a hiccup for running answers, not worth a slower start."""
+    tokens = sequence.left_at_begin if sequence.begun else sequence.prefill_length
+    return tokens <= SHORT_CHUNKS * max(1, shape.chunk_tokens)
 
 
 def least_padding(shapes: list[tuple[int, int]], length: int, shape: wire.RingShape) -> int:

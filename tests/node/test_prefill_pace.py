@@ -129,6 +129,22 @@ def test_a_prompt_alone_takes_whole_chunks_as_fast_as_the_stages_do() -> None:
     assert one.now < 1.05 * (2048 + 32) * TOKEN_S + 2 * STEP_S
 
 
+def test_short_prompts_pass_a_long_one_and_go_at_full_speed() -> None:
+    one = ring(2)
+    for request in range(1, 9):
+        one.submit(request, 10)
+    one.run_until(5.0)
+    one.submit(100, 2048)
+    one.run_until(5.5)
+    one.chunks.clear()
+    one.submit(101, 60)
+    while 101 not in one.delivered:
+        one.run_until(one.now + 0.01)
+    assert 100 not in one.delivered
+    assert {32, 27} <= set(one.chunks)
+    assert one.now - 5.5 < 2 * 60 * TOKEN_S + 4 * 2 * STEP_S + 0.1
+
+
 def test_where_results_depend_on_the_grid_there_is_one_size() -> None:
     one = ring(2, exact=False)
     for request in range(1, 9):
