@@ -11,6 +11,7 @@ length and so many bytes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import secrets
@@ -87,33 +88,19 @@ class DataListener:
 
     Args:
         addresses: where to listen; the same port on each.
+        port: the one to take if it is free everywhere, 0 for none in particular.
         limits: ``connect_s`` bounds the showing of a ticket, ``frame_bytes`` a message.
 
     Raises:
         OSError: none of the addresses can be listened on.
     """
 
-    def __init__(self, addresses: Sequence[Address], limits: Limits) -> None:
+    def __init__(self, addresses: Sequence[Address], limits: Limits, port: int = 0) -> None:
         self._limits = limits
         self._waiting: dict[bytes, Ticket] = {}
         self._lock = threading.Lock()
         self._strangers = threading.BoundedSemaphore(STRANGERS)
-        self.port = 0
-        self._listeners: list[socket.socket] = []
-        failure: OSError | None = None
-        for address in addresses:
-            family = socket.AF_INET6 if address.ipv6 else socket.AF_INET
-            try:
-                listener = socket.create_server(
-                    socket_address(address, self.port), family=family, backlog=STRANGERS
-                )
-            except OSError as error:
-                failure = error
-                continue
-            self.port = self.port or listener.getsockname()[1]
-            self._listeners.append(listener)
-        if failure is not None and not self._listeners:
-            raise failure
+        self.port, self._listeners = _listen(addresses, port)
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._accept, name="data-accept", daemon=True)
         self._thread.start()
@@ -189,6 +176,28 @@ class DataListener:
             _prepare(connection, self._limits)
             connection.sendall(_WELCOME)
         return ticket
+
+
+def _listen(addresses: Sequence[Address], port: int) -> tuple[int, list[socket.socket]]:
+    """Listeners on all addresses that can be listened on, at one port."""
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
+    for address in addresses:
+        family = socket.AF_INET6 if address.ipv6 else socket.AF_INET
+        try:
+            listener = socket.create_server(
+                socket_address(address, port), family=family, backlog=STRANGERS
+            )
+        except OSError as error:
+            if port and not listeners and error.errno == errno.EADDRINUSE:
+                return _listen(addresses, 0)
+            failure = error
+            continue
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    if failure is not None and not listeners:
+        raise failure
+    return port, listeners
 
 
 def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> None:

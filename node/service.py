@@ -76,7 +76,7 @@ class NodeService:
         )
         self._shelf = Shelf(self._compute, settings.state_dir, facts.budget_bytes, self._tell)
         addresses = listening_addresses(loopback_only=settings.loopback_only)
-        data = _data_listener(addresses, self._limits)
+        data = _data_listener(addresses, settings.grpc_port, self._limits)
         self._seats = Seats(
             identity.peer_id,
             self._compute,
@@ -225,10 +225,16 @@ class NodeService:
                 self._attendance.tell(wire.NodeReport(link=report))
 
 
-def _data_listener(addresses: Sequence[Address], limits: Limits) -> DataListener | None:
-    """None where nothing can be listened on, which the gRPC listener then says better."""
+def _data_listener(
+    addresses: Sequence[Address], grpc_port: int, limits: Limits
+) -> DataListener | None:
+    """Next to the gRPC port where that is free, so that firewalls need one rule.
+
+    None where nothing can be listened on, which the gRPC listener then says better.
+    """
+    beside = grpc_port + 1 if 0 < grpc_port < 65535 else 0
     try:
-        return DataListener(addresses, limits)
+        return DataListener(addresses, limits, beside)
     except OSError as error:
         log.warning("no data connections here, frames come through gRPC: %s", error)
         return None

@@ -215,6 +215,25 @@ def test_a_pause_comes_in_time_although_messages_do_not_stop() -> None:
             assert sent > 3  # one pause was for several
 
 
+def test_the_port_asked_for_is_taken_if_it_is_free() -> None:
+    address = Address(HOST, "lo", Kind.LOOPBACK)
+
+    def listen_again() -> bool:
+        first = DataListener([address], LIMITS)
+        try:
+            second = DataListener([address], LIMITS, first.port)
+            second.close()
+            assert second.port not in (0, first.port)
+        finally:
+            first.close()
+        again = DataListener([address], LIMITS, first.port)
+        again.close()
+        return again.port == first.port
+
+    # Another program may take the port between the two.
+    assert any(listen_again() for _ in range(10))
+
+
 def test_a_listener_without_an_address_says_so() -> None:
     with pytest.raises(OSError, match="assign"):
         DataListener([Address("203.0.113.1", "none", Kind.OTHER)], LIMITS)
