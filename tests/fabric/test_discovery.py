@@ -92,7 +92,7 @@ async def test_one_identity_cannot_be_advertised_twice() -> None:
 async def test_an_address_is_taken_as_it_is_and_nobody_asked() -> None:
     begin = time.monotonic()
     target = await find_scheduler("studio.local:3002", 20)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 10  # it would look around for 20
     assert target.peer_id is None
     assert target.endpoints == (wire.Endpoint(host="studio.local", port=3002, kind="other"),)
 

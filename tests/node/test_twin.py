@@ -142,7 +142,7 @@ def test_real_configurations_have_twins_small_enough_to_check_at_once(
 ) -> None:
     begin = time.process_time()
     assert check_cut(config, first, end) == verdict
-    assert time.process_time() - begin < 4  # alone on a core, about one
+    assert time.process_time() - begin < 15  # alone on a core, one or two
 
 
 def test_a_shallow_twin_keeps_the_kinds_of_layers_on_each_side() -> None:

@@ -103,7 +103,7 @@ class Node:
         self.report(failed=wire.StageFailed(stage=stage, fault=to_fault(error)))  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -317,7 +317,7 @@ async def test_the_newest_choice_wins_over_one_that_takes_long_to_fetch(
     async with running(tmp_path / "state") as cluster:
         slow = asyncio.create_task(cluster.choose("slow", 1, True))
         await until(lambda: cluster.choosing == "slow")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await cluster.choose(str(other), 1, True)
             with pytest.raises(ModelNotFound):
                 await cluster.choose(str(tmp_path / "nowhere"), 1, True)
@@ -365,7 +365,7 @@ async def test_a_scheduler_that_fetches_its_model_at_start_still_stops(
     await until(fetching.is_set)
     stop.set()
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await serving
         assert not never.is_set(), "it waited for the fetch"
     finally:

@@ -135,7 +135,7 @@ async def site(cluster: Scripted, **limits: Any) -> AsyncIterator[Site]:
         await runner.cleanup()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until this holds; the test fails when it does not in time."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
