@@ -2,7 +2,7 @@
 
 A gRPC message in Python wakes five threads between one stage's compute thread and the next one's;
 here it wakes one: the reader's. The connection is made only on the word of a gRPC stream: its
-receiver gives out a :class:`Ticket`, good for one connection and a short time, and the sender
+receiver gives out a :class:`Ticket`, good for one connection until the ring is left, and the sender
 shows it first. gRPC stays the one place where peers are known and let in.
 
 On the wire: the ticket, one byte of welcome back, then messages, each a 32-bit little-endian
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TICKET_BYTES = 32
 STRANGERS = 16  # connections that have not shown a ticket yet
+ACCEPT_AGAIN_S = 0.5
 _WELCOME = b"\x01"
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 256 << 10
@@ -139,8 +140,12 @@ class DataListener:
     def _meet(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:
+        except BlockingIOError:
             return  # it went away between the two
+        except OSError as error:  # no file handles are left, for one: it stays in the queue
+            log.warning("a data connection could not be accepted: %s", error)
+            time.sleep(ACCEPT_AGAIN_S)
+            return
         if not self._strangers.acquire(blocking=False):
             connection.close()
             return
@@ -193,6 +198,7 @@ def _listen(addresses: Sequence[Address], port: int) -> tuple[int, list[socket.s
                 return _listen(addresses, 0)
             failure = error
             continue
+        listener.setblocking(False)  # one that went away again must not hold up the others
         port = listener.getsockname()[1]
         listeners.append(listener)
     if failure is not None and not listeners:
