@@ -27,10 +27,8 @@ FIRST_PATIENCE = 10  # times as long before an epoch's first step: shaders compi
 
 # Answers leave a moment after the frames that their return made room for: the MLX thread is then
 # building that frame's graph, and writing at the same time would fight it for the interpreter
-# (measured with one stream on two cores: every step a fifteenth longer). And where tokens come
-# faster than a hundred a second, several leave together.
+# (measured with one stream on two cores: every step a fifteenth longer).
 REPORT_AFTER_S = 0.002
-REPORT_EVERY_S = 0.010
 
 
 class Head:
@@ -51,7 +49,6 @@ class Head:
         self._lock = threading.RLock()
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._reported_at = 0.0
         self._report_is_due = False
         self._streams = 0
         self._orphan_since = time.monotonic()
@@ -90,13 +87,11 @@ class Head:
             if not self._carry_out(out) or self._report_is_due:
                 return None
             self._report_is_due = True
-            next_s = self._reported_at + REPORT_EVERY_S - time.monotonic()
-            return max(REPORT_AFTER_S, next_s)
+            return REPORT_AFTER_S
 
     def report(self) -> None:
         """Lets what :meth:`returned` brought leave for the scheduler. Any thread may call it."""
         with self._lock:
-            self._reported_at = time.monotonic()
             self._report_is_due = False
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._news.set)
