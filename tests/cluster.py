@@ -136,7 +136,7 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def get(self, path: str, timeout_s: float = 10.0) -> Any:
+    def get(self, path: str, timeout_s: float = 60.0) -> Any:
         """A JSON answer."""
         with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
             return json.load(answer)

@@ -86,7 +86,8 @@ def test_a_client_with_one_request_does_not_wait_for_all_of_another_ones(cluster
     port, tokens, count = cluster.http_port, 150, ROWS + MINE
     with ThreadPoolExecutor(count) as pool:
         flood = [pool.submit(ask_from, "127.0.0.1", port, tokens) for _ in range(count)]
-        cluster.wait(lambda s: s["queue"] == {"waiting": MINE, "running": ROWS})
+        # The first to be served may have their answers before the last of them has asked.
+        cluster.wait(lambda s: s["queue"]["waiting"] >= MINE - 3)
         before = sum(each.done() for each in flood)
         assert ask_from("127.0.0.2", port, tokens) == tokens
         # It gets the next row; meanwhile the other row, and the one before it, come to an end.

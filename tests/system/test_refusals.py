@@ -160,7 +160,7 @@ def test_without_nodes_there_is_no_ring(tmp_path: Path) -> None:
         code, headers, error = refused(cluster, {"messages": MESSAGES})
         assert (code, error["code"]) == (503, "routing_not_ready")
         assert headers["Retry-After"]
-        answer = urllib.request.urlopen(cluster.url + "/health", timeout=5)
+        answer = urllib.request.urlopen(cluster.url + "/health", timeout=60)
         with answer:
             assert json.load(answer)["ready"] is False
 
