@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from parallax.node.budget import GROWTH_TOKENS, Budget
-from parallax.node.prefill_pace import PrefillPace
+from parallax.node.prefill_pace import MOST_OVERTAKING, PrefillPace
 from parallax.node.prefix_cache import PrefixCache
 from parallax.node.sequences import Lane, Phase, Sequence, forecast, is_short, least_padding
 from parallax.node.speculation import Block, Speculation
@@ -72,6 +72,7 @@ class Conductor:
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
         self._prefill: deque[Sequence] = deque()
+        self._overtaking = 0  # chunks since the first of them had one
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
@@ -391,10 +392,12 @@ class Conductor:
 
     def _next_prompt(self) -> Sequence:
         """The next to be prefilled: a short one holds up nobody for long."""
-        return next((s for s in self._prefill if is_short(s, self._shape)), self._prefill[0])
+        asked = self._prefill if self._overtaking < MOST_OVERTAKING else ()
+        return next((s for s in asked if is_short(s, self._shape)), self._prefill[0])
 
     def _inject_chunk(self, out: Output) -> None:
         sequence = self._next_prompt()
+        self._overtaking = 0 if sequence is self._prefill[0] else self._overtaking + 1
         self._begin(sequence)
         start = sequence.cached
         if start < sequence.prefill_length:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from parallax.proto import wire_pb2 as wire
 
 SMALLEST_TOKENS = 8
+MOST_OVERTAKING = 8  # chunks of short prompts in a row, while another one is first
 BURST_SHARE = 1.8  # a burst's time, of that which one step of every lane takes
 _WEIGHT = 0.2  # of a new measurement
 

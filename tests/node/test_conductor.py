@@ -224,3 +224,18 @@ def test_a_ring_is_quiet_while_a_beat_is_out_and_nothing_comes_back() -> None:
     ring.conductor.returned(wire.Frame(number=step.number, tokens=[3] * step.rows), now=112.0)
     assert ring.conductor.stepped
     assert ring.conductor.quiet_s(113.0) == 1, "counted from the last frame that came back"
+
+
+def test_a_long_prompt_has_its_turns_beside_short_ones_without_end() -> None:
+    ring = make_ring(stages=2, lanes=2, rows=4, grid=8)
+    ring.take(ring.conductor.submit(submit(1, [5] * 200, 5, NEVER)))
+    number = 1
+    for _ in range(2000):
+        while ring.conductor.free_rows:
+            number += 1
+            ring.take(ring.conductor.submit(submit(number, [number] * 10, 1, NEVER)))
+        ring.step()
+        if 1 in ring.ends:
+            break
+    assert ring.answers[1] == lone_answer([5] * 200, 5, NEVER)[0]
+    assert number > 20, "short ones went before it"
