@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from parallax.fabric.addresses import Address, socket_address
-from parallax.fabric.errors import FrameRefused, LinkBroken, ParallaxError
+from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -242,6 +242,9 @@ def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> No
         ending = error
     except OSError as error:
         ending = LinkBroken("A data connection broke", str(error) or type(error).__name__)
+    except Exception as error:  # whoever waits for messages must hear that none will come
+        log.exception("a data connection's receiver failed")
+        ending = InternalError(f"A receiver failed: {type(error).__name__}: {error}")
     receiver.ended(ending)
 
 

@@ -21,7 +21,7 @@ from parallax.fabric.data_channel import (
     Receiver,
     connect,
 )
-from parallax.fabric.errors import FrameRefused, LinkBroken, ParallaxError
+from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
 
 HOST = "127.0.0.1"
@@ -187,6 +187,19 @@ def test_a_receiver_that_refuses_a_message_ends_the_connection_with_its_error() 
         with sending(listener, ticket.secret) as (sender, _):
             sender.send(b"one", nothing)
             assert isinstance(taken.end(), FrameRefused)
+
+
+def test_a_receiver_that_fails_unforeseen_is_told_of_the_end_too() -> None:
+    taken = Taken()
+
+    def fail(data: bytes) -> float | None:
+        raise KeyError("no")
+
+    with listening() as listener:
+        ticket = listener.expect(Receiver(fail, taken.pause, taken.ends.put))
+        with sending(listener, ticket.secret) as (sender, _):
+            sender.send(b"one", nothing)
+            assert isinstance(taken.end(), InternalError)
 
 
 def test_a_pause_follows_a_message_that_asks_for_one_and_no_other() -> None:
