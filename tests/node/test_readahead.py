@@ -44,8 +44,9 @@ def test_every_block_is_read_once_and_no_further_than_the_window(
 
 
 def test_a_file_that_is_gone_is_left_to_who_needs_it(tmp_path: Path) -> None:
-    with ReadAhead([Extent(tmp_path / "gone", 0, 10)]):
-        pass
+    with ReadAhead([Extent(tmp_path / "gone", 0, 10)]) as ahead:
+        ahead.read(10)
+    assert not any(t.name == "readahead" for t in threading.enumerate())
 
 
 def test_what_the_system_has_is_not_read_again(tmp_path: Path) -> None:
