@@ -10,7 +10,6 @@ from contextlib import aclosing
 
 from parallax.fabric.errors import (
     CutRefused,
-    InternalError,
     LinkBroken,
     ModelTooBig,
     NoRing,
@@ -20,7 +19,7 @@ from parallax.fabric.errors import (
     UnknownArchitecture,
     from_fault,
 )
-from parallax.fabric.events import Event, NodeJoined, NodeLeft, Problem, Ready
+from parallax.fabric.events import Event, NodeJoined, NodeLeft, Problem
 from parallax.fabric.models import ModelFolder
 from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.tasks import Tasks
@@ -29,7 +28,7 @@ from parallax.scheduler.catalog import list_models
 from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
-from parallax.scheduler.dispatch import Dispatcher
+from parallax.scheduler.formation import Formation
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
 from parallax.scheduler.head_metrics import HeadMetrics
 from parallax.scheduler.membership import (
@@ -45,26 +44,14 @@ from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import ModelFacts
 from parallax.scheduler.planner import LinkFacts
 from parallax.scheduler.planning import Planning
-from parallax.scheduler.reconciler import (
-    Instruction,
-    NeedEpoch,
-    Order,
-    Place,
-    Reconciler,
-    Ring,
-    RingDown,
-    RingUp,
-)
+from parallax.scheduler.reconciler import Place, Ring
 from parallax.scheduler.roster import Roster
-from parallax.scheduler.setbacks import Setbacks, hanging
-from parallax.scheduler.shape import forms_of, shape_of
-from parallax.scheduler.stage_metrics import StageMetrics
+from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
 
 log = logging.getLogger(__name__)
 
-STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 RELOAD_S = 60.0  # files get mended, and networks come back
 LOOK_S = 2.0  # between two looks for better rings
 
@@ -89,24 +76,33 @@ class ClusterService:
         self._on_event = on_event
         self._roster = Roster(peer_id, self._limits)
         self.members = self._roster.members
-        self.reconciler = Reconciler(self._form, self._has_room)
-        self.requests = Dispatcher(
-            self._limits, self._ring_broken, lambda: bool(self.reconciler.rings)
+        self._metrics = metrics
+        self._head_metrics = HeadMetrics(metrics)
+        self._planning = Planning(self._limits)
+        self._formation = Formation(
+            self._limits,
+            store,
+            self._roster,
+            metrics,
+            self._planning.observed,
+            has_room=self._has_room,
+            chosen=lambda: self.chosen,
+            trouble=self._trouble,
+            on_event=on_event,
+            speculation=settings.speculation,
         )
+        self.reconciler = self._formation.reconciler
+        self.requests = self._formation.requests
+        self._setbacks = self._formation.setbacks
+        self._do = self._formation.do
         self.chosen: Chosen | None = None
         self.problem: ParallaxError | None = None
         self.missing_bytes: int | None = None
-        self._metrics = metrics
-        self._stage_metrics = StageMetrics(metrics)
-        self._head_metrics = HeadMetrics(metrics)
-        self._setbacks = Setbacks(self._limits)
-        self._planning = Planning(self._limits)
         self._next_look = 0.0
         self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
-        self._ring_trouble: ParallaxError | None = None
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
@@ -129,6 +125,7 @@ class ClusterService:
         self._do(self.reconciler.want_none())
         self._roster.close()
         await self._choosing.stop()
+        await self._formation.stop()
         await self._tasks.stop()
 
     # ------------------------------------------------------- what HTTP asks for
@@ -229,10 +226,10 @@ class ClusterService:
             case "joined":
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
             case "broken":
-                self._ring_broken(report.broken.epoch, from_fault(report.broken.fault))
+                self._formation.broke(report.broken.epoch, from_fault(report.broken.fault))
             case "health" if ring := self.reconciler.by_epoch(report.health.epoch):
                 health = report.health
-                self._stage_metrics.observe(health, self.name_of(node_id))
+                self._formation.stage_metrics.observe(health, self.name_of(node_id))
                 self._planning.observed.observe(health, ring)
                 self._busy(node_id, health.since_progress_s, stepped=health.decode_frames > 0)
             case "link":
@@ -340,83 +337,6 @@ class ClusterService:
         fit = (f for f in known if not self._setbacks.stuck(f.node_id))
         return [facts for facts in fit if facts.node_id not in chosen.failed]
 
-    def _do(self, instructions: Iterable[Instruction]) -> None:
-        for instruction in instructions:
-            match instruction:
-                case Order(node_id, order):
-                    self._roster.order(node_id, order)
-                case NeedEpoch(ring):
-                    self._tasks.start(self._issue_epoch(ring))
-                case RingUp(ring):
-                    self._ring_up(ring)
-                case RingDown(_, epoch, moved):
-                    self.requests.ring_down(epoch, moved=moved)
-                    self._stage_metrics.forget(epoch)
-                    self._planning.observed.forget_epoch(epoch)
-
-    async def _issue_epoch(self, ring: Ring) -> None:
-        await asyncio.sleep(self._setbacks.pause_s(ring.nodes))
-        while True:
-            try:
-                epoch = await self._store.next_epoch()
-                break
-            except ParallaxError as error:  # a full disk, say: no ring forms until it is mended
-                self._trouble(error)
-                await asyncio.sleep(STORE_PAUSE_S)
-        self._setbacks.forming(epoch, time.monotonic())
-        self._do(self.reconciler.epoch_issued(ring, epoch))
-
-    def _form(self, ring: Ring, reports: list[wire.StageReady]) -> list[wire.FormRing]:
-        """The orders that form a ring, one per stage."""
-        if self.chosen is None:
-            raise InternalError("A ring forms although no model is chosen")
-        hellos = [self._roster.hello_of(place.node_id) for place in ring.places]
-        shape = shape_of(
-            reports,
-            [hello.facts.budget_bytes for hello in hellos],
-            self.chosen.facts.context_tokens,
-            accelerated=all(hello.facts.backend != "cpu" for hello in hellos),
-            limits=self._limits,
-            speculation=self.settings.speculation,
-        )
-        ring.context_tokens = shape.context_tokens
-        # Every request must fit every ring.
-        self.chosen.context_tokens = min(
-            (r.context_tokens for r in self.reconciler.rings if r.context_tokens),
-            default=shape.context_tokens,
-        )
-        return forms_of(ring, reports, hellos, shape)
-
-    def _ring_up(self, ring: Ring) -> None:
-        self._setbacks.formed(ring.nodes, ring.epoch, time.monotonic())
-        head = ring.places[0].node_id
-        reports = [self.reconciler.report_of(ring, place) for place in ring.places]
-        batches = all(report is None or report.batches for report in reports)
-        lanes = len(ring.places) if batches else self._limits.window_frames
-        slots = lanes * (self._limits.lane_rows if batches else 1)
-        endpoints = list(self._roster.hello_of(head).endpoints)
-        self.requests.ring_up(
-            ring.epoch,
-            head,
-            endpoints,
-            slots,
-            ring.tokens_s,
-            context_tokens=ring.context_tokens,
-            costs=[report.cache for report in reports if report is not None],
-        )
-        self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
-
-    def _ring_broken(self, epoch: int, error: ParallaxError) -> None:
-        ring = self.reconciler.by_epoch(epoch)
-        if ring is None:
-            return
-        log.warning("ring %d broke: %s", epoch, error.sentence)
-        self._setbacks.broke(ring.nodes, epoch, time.monotonic())
-        if self._setbacks.pause_s(ring.nodes):  # again and again: people should know
-            self._trouble(error)
-            self._ring_trouble = error
-        self._do(self.reconciler.broken(epoch))
-
     def _busy(self, node_id: str, busy_s: float, *, stepped: bool) -> None:
         """A node whose compute thread hangs gets no work until it goes on."""
         change = self._setbacks.busy(node_id, busy_s, stepped=stepped)
@@ -482,11 +402,12 @@ class ClusterService:
                 del self.chosen.failed[node_id]
                 self._plan()
         rings = self.reconciler.rings
-        if self._ring_trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):
-            if self.problem is self._ring_trouble:
+        trouble = self._formation.ring_trouble
+        if trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):
+            if self.problem is trouble:
                 self.problem = None
-            self._ring_trouble = None
+            self._formation.ring_trouble = None
         alive = {ring.epoch for ring in rings}
         for epoch in self._setbacks.overdue(alive, now):
             why = "a node has neither joined it nor said why"
-            self._ring_broken(epoch, LinkBroken(f"Ring {epoch} did not form", why))
+            self._formation.broke(epoch, LinkBroken(f"Ring {epoch} did not form", why))

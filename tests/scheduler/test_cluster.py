@@ -276,7 +276,7 @@ async def test_loads_of_a_ring_that_is_over_are_not_counted(cluster: ClusterServ
     _, b, epoch = await serving(cluster)
     b.report(broken=wire.RingBroken(epoch=epoch))
     b.report(health=wire.StageHealth(epoch=epoch, stage=1))
-    assert cluster._stage_metrics._last == {}
+    assert cluster._formation.stage_metrics._last == {}
 
 
 async def test_a_ring_of_which_a_node_says_nothing_forms_anew(
