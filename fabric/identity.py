@@ -7,7 +7,10 @@ always begins with ``12D3KooW``.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import hashlib
 import os
 import secrets
 import stat
@@ -23,6 +26,8 @@ from parallax.fabric.errors import BadSetting, SettingsError
 # identity multihash of 36 bytes; protobuf: key type 1 (Ed25519), 32 bytes of key
 _HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
 _KEY_BYTES = 32
+_FINGERPRINT_BYTES = 10
+_FINGERPRINT_COST = 1 << 11  # scrypt's N at r=8: about 10 ms and 2 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,29 @@ def public_key_of(peer_id: str) -> bytes:
             setting="scheduler",
         )
     return bytes(raw[len(_HEAD) :])
+
+
+@functools.lru_cache(maxsize=1024)
+def fingerprint(scheduler_id: str, node_id: str) -> str:
+    """What people compare on both screens before they let a node in: "7KQ2-MX4D-A3TB-ZC3E".
+
+    80 bits of both keys. Somebody in the middle can make keys for both sides, so it is a pair
+    of equal ones that must be out of reach, 2^40 tries; scrypt (RFC 7914) makes each of them
+    take a hundredth of a second instead of a millionth.
+
+    Raises:
+        BadSetting: one of them is not a peer id.
+    """
+    digest = hashlib.scrypt(
+        public_key_of(node_id),
+        salt=b"parallax-fingerprint:" + public_key_of(scheduler_id),
+        n=_FINGERPRINT_COST,
+        r=8,
+        p=1,
+        dklen=_FINGERPRINT_BYTES,
+    )
+    text = base64.b32encode(digest).decode("ascii")
+    return "-".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
 def load_identity(path: Path) -> Identity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from parallax.fabric.errors import BadSetting, SettingsError
-from parallax.fabric.identity import Identity, load_identity, peer_id_of, public_key_of
+from parallax.fabric.identity import (
+    Identity,
+    fingerprint,
+    load_identity,
+    peer_id_of,
+    public_key_of,
+)
 
 # The Ed25519 key of libp2p's specs, peer-ids/peer-ids.md ("Test vectors").
 SPEC_PRIVATE = bytes.fromhex("7e0830617c4a7de83925dfb2694556b12936c477a0e1feb2e148ec9da60fee7d")
@@ -124,3 +131,17 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         found = pool.map(_peer_id_at, [tmp_path / "identity.key"] * 9, chunksize=1)
     assert len(set(found)) == 1
+
+
+def test_a_fingerprint_names_both_sides_and_their_roles() -> None:
+    found = fingerprint(SPEC_PEER_ID, TLS_PEER_ID)
+    assert found == fingerprint(SPEC_PEER_ID, TLS_PEER_ID)
+    assert re.fullmatch(r"[A-Z2-7]{4}(-[A-Z2-7]{4}){3}", found)
+    other = Identity.of(Ed25519PrivateKey.generate()).peer_id
+    pairs = [(TLS_PEER_ID, SPEC_PEER_ID), (SPEC_PEER_ID, other), (other, TLS_PEER_ID)]
+    assert len({found, *(fingerprint(*pair) for pair in pairs)}) == 4
+
+
+def test_a_fingerprint_of_something_else_than_peer_ids_is_refused() -> None:
+    with pytest.raises(BadSetting):
+        fingerprint(SPEC_PEER_ID, "mallory")
