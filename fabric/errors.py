@@ -8,6 +8,8 @@
     │   ├── UnsupportedField         a field that would change the answer (field)
     │   ├── PromptTooLong            prompt and answer exceed the context
     │   ├── UnknownModel             no such model here (model)
+    │   ├── UnknownNode              no such node waits or is a member (node)
+    │   ├── UnknownToken             no such join token (token)
     │   ├── UnknownPath              no such page or endpoint
     │   ├── WrongMethod              the endpoint takes other methods
     │   └── BodyTooLarge             the body is over the limit
@@ -30,6 +32,7 @@
     │   ├── LinkBroken               a stream between two members ended
     │   ├── FrameRefused             a frame of a wrong epoch, number or shape
     │   ├── StageStuck               a compute thread died or hangs
+    │   ├── JoinRefused              the scheduler does not let this node in (reason)
     │   └── Dismissed                the scheduler will not have this node
     ├── SettingsError                this machine is set up wrongly
     │   ├── BadSetting               a setting's value is wrong (setting)
@@ -113,6 +116,18 @@ class UnknownModel(RequestError):
     """The cluster does not serve a model of this name."""
 
     FIELDS = ("model",)
+
+
+class UnknownNode(RequestError):
+    """No such node waits to be let in or is a member."""
+
+    FIELDS = ("node",)
+
+
+class UnknownToken(RequestError):
+    """There is no join token of this name."""
+
+    FIELDS = ("token",)
 
 
 class UnknownPath(RequestError):
@@ -237,6 +252,12 @@ class StageStuck(ClusterError):
     FIELDS = ("stage",)
 
 
+class JoinRefused(ClusterError):
+    """The scheduler does not let this node in."""
+
+    FIELDS = ("reason",)
+
+
 class Dismissed(ClusterError):
     """The scheduler will not have this node."""
 
@@ -284,6 +305,8 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     UnsupportedField: Row(400, _C.UNIMPLEMENTED, _INVALID, "unsupported_parameter", 2),
     PromptTooLong: Row(400, _C.INVALID_ARGUMENT, _INVALID, "context_length_exceeded", 2),
     UnknownModel: Row(404, _C.NOT_FOUND, _INVALID, "model_not_found", 2),
+    UnknownNode: Row(404, _C.NOT_FOUND, _INVALID, "node_not_found", 2),
+    UnknownToken: Row(404, _C.NOT_FOUND, _INVALID, "token_not_found", 2),
     UnknownPath: Row(404, _C.UNIMPLEMENTED, _INVALID, "not_found", 2),
     WrongMethod: Row(405, _C.UNIMPLEMENTED, _INVALID, "method_not_allowed", 2),
     BodyTooLarge: Row(413, _C.RESOURCE_EXHAUSTED, _INVALID, "body_too_large", 2),
@@ -306,6 +329,7 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     LinkBroken: Row(502, _C.UNAVAILABLE, _SERVER, "link_broken", 5),
     FrameRefused: Row(502, _C.ABORTED, _SERVER, "frame_refused", 5),
     StageStuck: Row(502, _C.UNAVAILABLE, _SERVER, "stage_stuck", 5),
+    JoinRefused: Row(502, _C.PERMISSION_DENIED, _SERVER, "join_refused", 5),
     Dismissed: Row(502, _C.PERMISSION_DENIED, _SERVER, "dismissed", 5),
     SettingsError: Row(500, _C.FAILED_PRECONDITION, _SERVER, "settings_error", 6),
     BadSetting: Row(500, _C.FAILED_PRECONDITION, _SERVER, "bad_setting", 6),

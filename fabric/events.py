@@ -31,11 +31,28 @@ class NodeStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitsApproval:
+    """A node waits until somebody at the scheduler lets it in."""
+
+    scheduler_id: str
+    fingerprint: str  # of this node
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """A node is a member of a scheduler's cluster."""
 
     scheduler_id: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAsks:
+    """A stranger wants to be a node of this scheduler, and waits for an answer."""
+
+    name: str  # what it calls itself
+    address: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +98,16 @@ class Stopped:
     """Everything is put away."""
 
 
-Event = Started | NodeStarted | Joined | NodeJoined | NodeLeft | Loading | Ready | Problem | Stopped
+Event = (
+    Started
+    | NodeStarted
+    | AwaitsApproval
+    | Joined
+    | NodeAsks
+    | NodeJoined
+    | NodeLeft
+    | Loading
+    | Ready
+    | Problem
+    | Stopped
+)

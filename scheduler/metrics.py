@@ -121,6 +121,13 @@ class Metrics:
             "Drafted tokens that were drawn then",
             registry=registry,
         )
+        self._joins_refused = Counter(
+            "parallax_joins_refused",
+            "Nodes that were not let in, by reason: unknown, expired, revoked or used_up (tokens), "
+            "too_many (of such), denied, removed, full",
+            ["reason"],
+            registry=registry,
+        )
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -193,6 +200,10 @@ class Metrics:
     def forget_ring(self, ring: str) -> None:
         """This ring is no more: its round trip is not shown any longer."""
         self._round_trip.remove_by_labels({"ring": ring})
+
+    def join_refused(self, reason: str) -> None:
+        """A node was not let in."""
+        self._joins_refused.labels(reason).inc()
 
     def page(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -1,7 +1,9 @@
-"""What the scheduler remembers over a restart: issued epochs and the chosen model.
+"""What the scheduler remembers over a restart: one SQLite file in the state directory.
 
-One SQLite file in the state directory. SQLite's own locks keep numbers unique
-when two processes open it, and a number is on disk before anyone sees it.
+Here: the file, its form, issued epochs and the chosen model. Other nouns have a file
+each that speaks through :meth:`Store.run` (``admission_store.py``). SQLite's own locks
+keep numbers unique when two processes open it, and a number is on disk before anyone
+sees it.
 """
 
 from __future__ import annotations
@@ -18,19 +20,34 @@ import aiosqlite
 from parallax.fabric.errors import BadSetting
 
 FILE_NAME = "state.db"
-SCHEMA_VERSION = 1
+
+Value = str | int | float | bytes | None
 
 _BUSY_S = 5.0
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO counter (name, value) VALUES ('epoch', 0);
-CREATE TABLE IF NOT EXISTS choice (
-    one INTEGER PRIMARY KEY CHECK (one = 1), model TEXT NOT NULL, nodes INTEGER NOT NULL
-) STRICT;
-PRAGMA user_version = 1;
-COMMIT;
-"""
+
+# Each brings the file from the form before to its own; the first makes it. A migration may run
+# twice, when two processes open the file at once, and must then change nothing.
+_MIGRATIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+    INSERT OR IGNORE INTO counter (name, value) VALUES ('epoch', 0);
+    CREATE TABLE IF NOT EXISTS choice (
+        one INTEGER PRIMARY KEY CHECK (one = 1), model TEXT NOT NULL, nodes INTEGER NOT NULL
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS token (
+        id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, note TEXT NOT NULL,
+        created_s REAL NOT NULL, expires_s REAL NOT NULL,
+        uses_limit INTEGER, uses INTEGER NOT NULL, revoked_s REAL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS node (
+        node_id TEXT PRIMARY KEY, name TEXT NOT NULL, standing TEXT NOT NULL,
+        since_s REAL NOT NULL, how TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +88,19 @@ class Store:
 
     async def next_epoch(self) -> int:
         """A number that no ring ever had, larger than all before; on disk when this returns."""
-        rows = await self._run(
+        rows = await self.run(
             "UPDATE counter SET value = value + 1 WHERE name = 'epoch' RETURNING value"
         )
         return int(rows[0][0])
 
     async def choice(self) -> Choice | None:
         """The model chosen last, or None."""
-        rows = await self._run("SELECT model, nodes FROM choice")
+        rows = await self.run("SELECT model, nodes FROM choice")
         return Choice(str(rows[0][0]), int(rows[0][1])) if rows else None
 
     async def choose(self, choice: Choice) -> None:
         """Remember a choice in place of the one before."""
-        await self._run(
+        await self.run(
             "INSERT INTO choice (one, model, nodes) VALUES (1, ?, ?)"
             " ON CONFLICT (one) DO UPDATE SET model = excluded.model, nodes = excluded.nodes",
             (choice.model, choice.nodes),
@@ -105,7 +122,7 @@ class Store:
         await self.close()
 
     async def _prepare(self) -> None:
-        version = int((await self._run("PRAGMA user_version"))[0][0])
+        version = int((await self.run("PRAGMA user_version"))[0][0])
         if version > SCHEMA_VERSION:
             raise BadSetting(
                 f"The state file {self._path} was written by a newer Parallax",
@@ -113,18 +130,26 @@ class Store:
                 "Update Parallax on this machine, or use another state directory (--state-dir).",
                 setting="state_dir",
             )
-        if version == SCHEMA_VERSION:
-            health = str((await self._run("PRAGMA quick_check(1)"))[0][0])
+        if version > 0:
+            health = str((await self.run("PRAGMA quick_check(1)"))[0][0])
             if health != "ok":
                 raise _unusable(self._path, sqlite3.DatabaseError(health))
-            return
-        try:
-            await self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise _unusable(self._path, error) from error
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            try:
+                await self._db.executescript(
+                    f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;"
+                )
+            except sqlite3.Error as error:
+                raise _unusable(self._path, error) from error
 
-    async def _run(self, sql: str, values: Iterable[str | int] = ()) -> list[sqlite3.Row]:
-        # One statement in one call of the database's thread: no other can come between.
+    async def run(self, sql: str, values: Iterable[Value] = ()) -> list[sqlite3.Row]:
+        """One statement, written down when this returns.
+
+        It is one call of the database's thread: no other statement can come between.
+
+        Raises:
+            BadSetting: the file cannot be used.
+        """
         try:
             return list(await self._db.execute_fetchall(sql, tuple(values)))
         except sqlite3.Error as error:
@@ -139,7 +164,7 @@ def _unusable(path: Path, error: Exception) -> BadSetting:
     if locked:
         fix = "Stop the other program that uses it, or use another state directory (--state-dir)."
     elif broken:
-        fix = f"Move {path} away and start again: the chosen model is then chosen anew."
+        fix = f"Move {path} away and start again: a model is then chosen, and nodes let in, anew."
     else:
         fix = "Check the rights and the free space there, or use another --state-dir."
     return BadSetting(f"The state file {path} cannot be used", str(error), fix, setting="state_dir")

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 }
 PURE = [
     "node/conductor.py",
+    "scheduler/admission.py",
     "scheduler/lifecycle.py",
     "scheduler/membership.py",
     "scheduler/model_facts.py",
@@ -31,6 +32,8 @@ PURE = [
     "scheduler/setbacks.py",
     "scheduler/shape.py",
     "scheduler/stage_costs.py",
+    "scheduler/tokens.py",
+    "scheduler/wrong_tokens.py",
 ]
 SHELL_MODULES = {"asyncio", "grpc", "aiohttp", "threading", "socket", "time", "datetime"}
 

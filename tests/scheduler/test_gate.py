@@ -1,0 +1,179 @@
+"""Admission with its disk: what was answered is written, and survives."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from parallax.fabric.errors import BadSetting
+from parallax.fabric.events import Event, NodeAsks
+from parallax.fabric.identity import fingerprint, peer_id_of
+from parallax.scheduler.admission_values import Admitted, Refused, Waiting
+from parallax.scheduler.gate import Gate
+from parallax.scheduler.metrics import Metrics
+from parallax.scheduler.store import FILE_NAME, Choice, Store
+from parallax.scheduler.tokens import TokenState
+
+NODE = peer_id_of(b"n" * 32)
+OTHER = peer_id_of(b"o" * 32)
+DAY = 86_400.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """A gate over a store, and what it said."""
+
+    def __init__(self, store: Store, clock: Clock, *, open_to_all: bool = False) -> None:
+        self.events: list[Event] = []
+        self.metrics = Metrics()
+        self.gate = Gate(
+            "12D3KooWS",
+            store,
+            self.metrics,
+            self.events.append,
+            open_to_all=open_to_all,
+            token_s=DAY,
+            clock=clock,
+        )
+
+    async def ask(self, node_id: str, token: str = "", *, local: bool = False) -> object:
+        return await self.gate.ask(node_id, "studio", token, local=local, address="10.0.0.9")
+
+
+def shown(gate: Gate) -> str:
+    return gate.join_command().rpartition(" --token ")[2]
+
+
+async def test_a_decision_is_on_disk_when_the_answer_is_given(tmp_path: Path) -> None:
+    clock = Clock()
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, clock)
+        await desk.gate.start()
+        token = shown(desk.gate)
+        assert await desk.ask(NODE, token) == Admitted(new=True)
+        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+            assert other.execute("SELECT node_id, standing FROM node").fetchall() == [
+                (NODE, "admitted")
+            ]
+            assert other.execute("SELECT uses FROM token").fetchall() == [(1,)]
+    files = [tmp_path / FILE_NAME, *tmp_path.glob(f"{FILE_NAME}-*")]
+    content = b"".join(path.read_bytes() for path in files)
+    assert NODE.encode() in content
+    assert token.encode() not in content
+
+
+async def test_tokens_members_and_removals_survive_a_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, clock)
+        await desk.gate.start()
+        token = shown(desk.gate)
+        await desk.ask(NODE, token)
+        await desk.ask(OTHER)
+        await desk.gate.approve(fingerprint(OTHER))
+        await desk.gate.remove(OTHER, "attic")
+        once, _ = await desk.gate.create_token(DAY, uses=1, note="for the attic")
+    clock.now += 1
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, clock)
+        await desk.gate.start()
+        assert desk.gate.allowed(NODE)
+        assert not desk.gate.allowed(OTHER)
+        assert [t.note for t, _ in desk.gate.tokens()] == [
+            "made by parallax run",
+            "for the attic",
+            "made by parallax run",
+        ]
+        assert shown(desk.gate) != token  # nobody knows the old one any more, but it is good
+        assert await desk.ask(peer_id_of(b"1" * 32), token) == Admitted(new=True)
+        assert await desk.ask(peer_id_of(b"2" * 32), once) == Admitted(new=True)
+        refused = await desk.ask(peer_id_of(b"3" * 32), once)
+        assert isinstance(refused, Refused)
+        page = desk.metrics.page().decode()
+        assert 'parallax_joins_refused_total{reason="used_up"} 1.0' in page
+
+
+async def test_who_waits_is_announced_once(tmp_path: Path) -> None:
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, Clock())
+        await desk.gate.start()
+        assert isinstance(await desk.ask(NODE), Waiting)
+        assert isinstance(await desk.ask(NODE), Waiting)
+        assert desk.events == [NodeAsks("studio", "10.0.0.9", fingerprint(NODE))]
+
+
+async def test_the_shown_token_is_renewed_in_time_and_after_a_revocation(tmp_path: Path) -> None:
+    clock = Clock()
+    async with await Store.open(tmp_path) as store:
+        gate = Desk(store, clock).gate
+        await gate.start()
+        first = shown(gate)
+        await gate.renew()
+        assert shown(gate) == first
+        clock.now += DAY / 2
+        await gate.renew()
+        second = shown(gate)
+        assert second != first
+        assert [state for _, state in gate.tokens()] == [TokenState.GOOD] * 2
+        await gate.revoke_token(gate.tokens()[-1][0].id)
+        assert shown(gate) not in (first, second)
+        assert gate.plain_join_command() == "parallax join -s 12D3KooWS"
+
+
+async def test_an_open_gate_shows_no_token(tmp_path: Path) -> None:
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, Clock(), open_to_all=True)
+        await desk.gate.start()
+        assert desk.gate.join_command() == "parallax join -s 12D3KooWS"
+        assert await desk.ask(NODE) == Admitted()
+
+
+async def test_what_could_not_be_written_admits_nobody_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.store._BUSY_S", 0.05)
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, Clock())
+        await desk.gate.start()
+        with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for _ in range(2):
+                with pytest.raises(BadSetting, match="other program"):
+                    await desk.ask(NODE, local=True)
+            other.execute("ROLLBACK")
+            assert await desk.ask(NODE, local=True) == Admitted()
+            assert other.execute("SELECT count(*) FROM node").fetchone() == (1,)
+
+
+async def test_a_state_file_of_the_first_form_is_taken_over(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
+        old.executescript(
+            """
+            CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+            INSERT INTO counter (name, value) VALUES ('epoch', 41);
+            CREATE TABLE choice (
+                one INTEGER PRIMARY KEY CHECK (one = 1), model TEXT NOT NULL,
+                nodes INTEGER NOT NULL
+            ) STRICT;
+            INSERT INTO choice (one, model, nodes) VALUES (1, 'builtin', 2);
+            PRAGMA user_version = 1;
+            """
+        )
+    for _ in range(2):  # and what it has become is opened as it is
+        async with await Store.open(tmp_path) as store:
+            assert await store.choice() == Choice("builtin", 2)
+            desk = Desk(store, Clock())
+            await desk.gate.start()
+            await desk.ask(NODE, local=True)
+    async with await Store.open(tmp_path) as store:
+        assert await store.next_epoch() == 42
