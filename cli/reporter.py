@@ -14,9 +14,11 @@ from rich.text import Text
 
 from parallax.cli.console import printable
 from parallax.fabric.events import (
+    AwaitsApproval,
     Event,
     Joined,
     Loading,
+    NodeAsks,
     NodeJoined,
     NodeLeft,
     NodeStarted,
@@ -50,8 +52,20 @@ class Reporter:
             case NodeStarted():
                 say(f"Node {event.node_id} {printable(event.name)} listening on {event.port}")
                 self._note(event.notice, "yellow")
+            case AwaitsApproval():
+                self._note(f"Waiting to be let in. Fingerprint: {event.fingerprint}", "yellow")
+                self._note(
+                    "Compare it with the one that the scheduler's page shows, and let this node in "
+                    f"there; or, on the scheduler: parallax nodes approve {event.fingerprint}"
+                )
             case Joined():
                 self._note(f"Joined {event.scheduler_id} at {event.address}")
+            case NodeAsks():
+                self._note(
+                    f"Node {event.name} at {event.address} asks to be let in. If it shows the "
+                    f"same fingerprint: parallax nodes approve {event.fingerprint}",
+                    "yellow",
+                )
             case NodeJoined():
                 self._note(f"Node {event.name} joined")
             case NodeLeft():

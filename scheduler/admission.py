@@ -49,6 +49,7 @@ MOST_NOTE = 200
 class Admission:
     """See the module; with ``open`` everybody is let in who was not sent away by name."""
 
+    scheduler_id: str
     open: bool = False
     refused: Counter[str] = field(default_factory=Counter)  # by reason, since the start
     _tokens: dict[bytes, Token] = field(default_factory=dict)
@@ -115,7 +116,7 @@ class Admission:
     # ---------------------------------------------------------- who decides that
 
     def find(self, word: str) -> str:
-        """The node that a node id or a fingerprint names.
+        """The node that its id, or the fingerprint of one that waits, names.
 
         Raises:
             UnknownNode: none that waits or is known; or the word names two.
@@ -123,9 +124,8 @@ class Admission:
         if word in self._pending or word in self._nodes:
             return word
         wanted = _letters(word)
-        everyone = {node_id: p.fingerprint for node_id, p in self._pending.items()}
-        everyone |= {node_id: fingerprint(node_id) for node_id in self._nodes}
-        found = [node_id for node_id, print_ in everyone.items() if _letters(print_) == wanted]
+        waiting = self._pending.values()
+        found = [p.node_id for p in waiting if _letters(p.fingerprint) == wanted]
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
@@ -139,8 +139,8 @@ class Admission:
             public_key_of(word)
         except Exception:
             raise UnknownNode(
-                f"No node '{word}' waits or is known here",
-                "It is neither the id nor the fingerprint of one",
+                f"No node '{word}' waits here",
+                "It is neither the id of a node nor the fingerprint of one that waits",
                 "'parallax nodes' lists them all",
                 node=word,
             ) from None
@@ -285,10 +285,10 @@ class Admission:
         if old is not None:
             self._pending[node_id] = replace(old, name=name, address=address, asked_s=now)
             return Waiting(old.fingerprint)
-        print_ = fingerprint(node_id)
         crowd = sum(pending.address == address for pending in self._pending.values())
         if len(self._pending) >= MOST_PENDING or crowd >= MOST_PENDING_PER_ADDRESS:
-            return Waiting(print_, listed=False)  # those who came first keep their places
+            return Waiting("", listed=False)  # those who came first keep their places
+        print_ = fingerprint(self.scheduler_id, node_id)  # made to be slow: not for everybody
         self._pending[node_id] = Pending(node_id, name, address, print_, now, now)
         return Waiting(print_, new=True)
 

@@ -51,7 +51,7 @@ class Admitted:
 class Waiting:
     """It has to wait for somebody's approval, and asks again meanwhile."""
 
-    fingerprint: str
+    fingerprint: str  # empty where it is not listed: the node knows its own
     new: bool = False  # it did not wait before
     listed: bool = True  # whether those who may approve see it; there is room for so many
 

@@ -55,7 +55,7 @@ class Gate:
         self._on_event = on_event
         self._token_s = token_s
         self._clock = clock
-        self._admission = Admission(open=open_to_all)
+        self._admission = Admission(scheduler_id, open=open_to_all)
         self._writing = asyncio.Lock()
         self._unwritten: list[Change] = []
         self._shown = ""  # the plain token of the join command: in memory only

@@ -32,6 +32,11 @@ def node(number: int) -> str:
     return peer_id_of(number.to_bytes(32, "big"))
 
 
+def print_of(node_id: str) -> str:
+    return fingerprint(SCHEDULER, node_id)
+
+
+SCHEDULER = node(99)
 ONE, TWO, THREE = node(1), node(2), node(3)
 
 
@@ -73,15 +78,15 @@ def restarted(machine: Admission) -> Admission:
                 nodes[known.node_id] = known
             case DropNode(node_id):
                 del nodes[node_id]
-    again = Admission(open=machine.open)
+    again = Admission(SCHEDULER, open=machine.open)
     again.recall(Remembered(tuple(tokens.values()), tuple(nodes.values())))
     return again
 
 
-def test_a_stranger_without_a_token_waits_under_its_fingerprint() -> None:
-    machine = Admission()
-    assert ask(machine, ONE) == Waiting(fingerprint(ONE), new=True)
-    assert ask(machine, ONE, now=NOW + 2, name="attic") == Waiting(fingerprint(ONE))
+def test_a_stranger_without_a_token_waits_under_its_print_of() -> None:
+    machine = Admission(SCHEDULER)
+    assert ask(machine, ONE) == Waiting(print_of(ONE), new=True)
+    assert ask(machine, ONE, now=NOW + 2, name="attic") == Waiting(print_of(ONE))
     assert not machine.allowed(ONE)
     (pending,) = machine.pending(NOW + 2)
     assert (pending.node_id, pending.name, pending.address) == (ONE, "attic", "10.0.0.9")
@@ -90,14 +95,14 @@ def test_a_stranger_without_a_token_waits_under_its_fingerprint() -> None:
 
 
 def test_a_node_of_the_same_machine_is_admitted_and_stays_so_from_elsewhere() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     assert ask(machine, ONE, local=True) == Admitted(new=True)
     assert machine.allowed(ONE)
     assert ask(machine, ONE) == Admitted()
 
 
 def test_a_good_token_admits_and_is_not_needed_or_used_again() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine, uses=1)
     assert ask(machine, ONE, plain) == Admitted(new=True)
     assert ask(machine, ONE, plain) == Admitted()
@@ -108,7 +113,7 @@ def test_a_good_token_admits_and_is_not_needed_or_used_again() -> None:
 
 
 def test_a_waiting_node_that_comes_back_with_a_token_waits_no_more() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine)
     ask(machine, ONE)
     assert ask(machine, ONE, plain) == Admitted(new=True)
@@ -123,7 +128,7 @@ def test_a_waiting_node_that_comes_back_with_a_token_waits_no_more() -> None:
     ],
 )
 def test_tokens_end_by_time_and_by_revocation(spoil: object, why: str) -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, token = made(machine)
     assert ask(machine, ONE, plain, now=NOW + HOUR - 1) == Admitted(new=True)
     spoil(machine, token)  # type: ignore[operator]
@@ -140,7 +145,7 @@ def test_tokens_end_by_time_and_by_revocation(spoil: object, why: str) -> None:
 
 @pytest.mark.parametrize("word", ["pxt_nonsense", "x" * 100_000, "\ud800"])
 def test_words_that_are_no_token_are_refused_and_not_repeated(word: str) -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     verdict = ask(machine, ONE, word)
     assert reason(verdict) == "unknown"
     assert word not in cast(Refused, verdict).error.sentence
@@ -148,7 +153,7 @@ def test_words_that_are_no_token_are_refused_and_not_repeated(word: str) -> None
 
 
 def test_wrong_tokens_of_one_address_are_soon_not_looked_into_but_a_right_one_is() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine)
     for _ in range(wrong_tokens.MOST_FAILURES):
         assert reason(ask(machine, ONE, "guess")) == "unknown"
@@ -160,14 +165,14 @@ def test_wrong_tokens_of_one_address_are_soon_not_looked_into_but_a_right_one_is
 
 
 def test_guesses_from_everywhere_do_not_fill_memory() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     for number in range(wrong_tokens.MOST_ADDRESSES + 50):
         ask(machine, ONE, "guess", address=f"10.{number}")
     assert len(machine._wrong._windows) == wrong_tokens.MOST_ADDRESSES
 
 
 def test_an_approved_node_is_admitted_when_it_asks_again() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     ask(machine, ONE)
     assert machine.approve(ONE, NOW).how == "approval"
     assert machine.pending(NOW) == []
@@ -175,26 +180,26 @@ def test_an_approved_node_is_admitted_when_it_asks_again() -> None:
 
 
 def test_a_node_can_be_approved_before_it_comes() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     machine.approve(machine.find(ONE), NOW)
     assert ask(machine, ONE) == Admitted()
 
 
 def test_nodes_are_found_by_id_and_by_fingerprint_however_it_is_typed() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     ask(machine, ONE)
-    machine.approve(TWO, NOW)
-    for number in (ONE, TWO):
-        print_ = fingerprint(number)
-        for word in (number, print_, print_.lower(), print_.replace("-", "")):
-            assert machine.find(word) == number
-    for word in (fingerprint(THREE), "studio", "", "-", fingerprint(ONE)[:-1]):
+    ask(machine, TWO)
+    for waiting in (ONE, TWO):
+        print_ = print_of(waiting)
+        for word in (waiting, print_, print_.lower(), print_.replace("-", "")):
+            assert machine.find(word) == waiting
+    for word in (print_of(THREE), "studio", "", "-", print_of(ONE)[:-1]):
         with pytest.raises(UnknownNode):
             machine.find(word)
 
 
 def test_a_denied_node_is_refused_until_it_is_approved_or_has_a_token() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine)
     ask(machine, ONE)
     ask(machine, TWO)
@@ -209,7 +214,7 @@ def test_a_denied_node_is_refused_until_it_is_approved_or_has_a_token() -> None:
 
 
 def test_a_member_is_not_denied_but_removed() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     machine.approve(ONE, NOW, "studio")
     with pytest.raises(InvalidRequest, match="nodes remove"):
         machine.deny(ONE, NOW)
@@ -218,7 +223,7 @@ def test_a_member_is_not_denied_but_removed() -> None:
 
 @pytest.mark.parametrize("open_to_all", [False, True])
 def test_a_removed_node_needs_an_approval_or_a_token_made_since(open_to_all: bool) -> None:
-    machine = Admission(open=open_to_all)
+    machine = Admission(SCHEDULER, open=open_to_all)
     plain, _ = made(machine)
     ask(machine, ONE, plain)
     machine.remove(ONE, NOW + 10)
@@ -236,7 +241,7 @@ def test_a_removed_node_needs_an_approval_or_a_token_made_since(open_to_all: boo
 
 
 def test_removing_does_not_use_up_a_token() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine, uses=2)
     ask(machine, ONE, plain)
     machine.remove(ONE, NOW + 1)
@@ -245,16 +250,16 @@ def test_removing_does_not_use_up_a_token() -> None:
 
 
 def test_open_admits_everybody_and_remembers_nobody() -> None:
-    machine = Admission(open=True)
+    machine = Admission(SCHEDULER, open=True)
     assert ask(machine, ONE) == Admitted()
     assert ask(machine, TWO, "nonsense") == Admitted()
     assert machine.allowed(THREE)
     assert machine.take_changes() == []
-    assert not restarted(Admission()).allowed(ONE)
+    assert not restarted(Admission(SCHEDULER)).allowed(ONE)
 
 
 def test_everything_decided_survives_a_restart() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     limited, _ = made(machine, uses=2)
     revoked, gone = made(machine)
     good, _ = made(machine)
@@ -274,28 +279,28 @@ def test_everything_decided_survives_a_restart() -> None:
 
 
 def test_strangers_cannot_fill_the_list_and_the_first_keep_their_places() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     for number in range(100):
         ask(machine, node(number + 10), address="10.6.6.6")
     assert len(machine.pending(NOW)) == admission.MOST_PENDING_PER_ADDRESS
-    assert ask(machine, ONE) == Waiting(fingerprint(ONE), new=True)
+    assert ask(machine, ONE) == Waiting(print_of(ONE), new=True)
     for number in range(200):
         verdict = ask(machine, node(number + 200), address=f"10.0.1.{number}")
-    assert verdict == Waiting(fingerprint(node(399)), listed=False)
+    assert verdict == Waiting("", listed=False)
     pending = machine.pending(NOW)
     assert len(pending) == admission.MOST_PENDING
     assert ONE in [p.node_id for p in pending]
 
 
 def test_who_stops_asking_makes_room() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     ask(machine, ONE)
     ask(machine, TWO, now=NOW + admission.PENDING_SILENT_S)
     assert [p.node_id for p in machine.pending(NOW + admission.PENDING_SILENT_S + 1)] == [TWO]
 
 
 def test_names_are_cut_and_cannot_steer_a_terminal() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     ask(machine, ONE, name="\x1b[2Jstudio\n\u202e" + "x" * 1_000_000)
     (pending,) = machine.pending(NOW)
     assert pending.name.startswith("[2Jstudiox")
@@ -313,17 +318,19 @@ def test_names_are_cut_and_cannot_steer_a_terminal() -> None:
 )
 def test_tokens_have_sensible_figures(expires_s: float, uses: int | None, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Admission().add_token(new_token(), expires_s=expires_s, uses=uses, note="", now=NOW)
+        Admission(SCHEDULER).add_token(
+            new_token(), expires_s=expires_s, uses=uses, note="", now=NOW
+        )
     assert caught.value.fields == {"field": field}
 
 
 def test_a_token_that_does_not_exist_cannot_be_revoked() -> None:
     with pytest.raises(UnknownToken, match="tokens list"):
-        Admission().revoke("beef", NOW)
+        Admission(SCHEDULER).revoke("beef", NOW)
 
 
 def test_old_tokens_are_forgotten_in_time_and_good_ones_never() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     _, old = made(machine)
     plain = new_token()
     machine.add_token(plain, expires_s=admission.LONGEST_TOKEN_S, uses=None, note="", now=NOW)
@@ -336,7 +343,7 @@ def test_old_tokens_are_forgotten_in_time_and_good_ones_never() -> None:
 
 
 def test_there_are_only_so_many_tokens_and_dead_ones_go_first() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     tokens = [made(machine)[1] for _ in range(admission.MOST_TOKENS)]
     with pytest.raises(InvalidRequest, match="Revoke some"):
         made(machine)
@@ -348,7 +355,7 @@ def test_there_are_only_so_many_tokens_and_dead_ones_go_first() -> None:
 
 def test_only_so_many_nodes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MOST_NODES", 3)
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, _ = made(machine)
     for number in range(3):
         assert ask(machine, node(number), plain) == Admitted(new=True)
@@ -359,7 +366,7 @@ def test_only_so_many_nodes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_denials_beyond_the_bound_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MOST_DENIED", 2)
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     for number in range(4):
         machine.deny(node(number), NOW + number)
     assert [known.node_id for known in machine.known()] == [node(2), node(3)]
@@ -373,7 +380,7 @@ def test_tokens_are_long_random_and_of_plain_letters() -> None:
 
 
 def test_what_is_remembered_holds_no_plain_token() -> None:
-    machine = Admission()
+    machine = Admission(SCHEDULER)
     plain, token = made(machine)
     assert plain not in repr(machine)
     assert plain not in repr(token)

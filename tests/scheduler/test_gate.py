@@ -17,6 +17,7 @@ from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.store import FILE_NAME, Choice, Store
 from parallax.scheduler.tokens import TokenState
 
+SCHEDULER = peer_id_of(b"s" * 32)
 NODE = peer_id_of(b"n" * 32)
 OTHER = peer_id_of(b"o" * 32)
 DAY = 86_400.0
@@ -37,7 +38,7 @@ class Desk:
         self.events: list[Event] = []
         self.metrics = Metrics()
         self.gate = Gate(
-            "12D3KooWS",
+            SCHEDULER,
             store,
             self.metrics,
             self.events.append,
@@ -66,8 +67,7 @@ async def test_a_decision_is_on_disk_when_the_answer_is_given(tmp_path: Path) ->
                 (NODE, "admitted")
             ]
             assert other.execute("SELECT uses FROM token").fetchall() == [(1,)]
-    files = [tmp_path / FILE_NAME, *tmp_path.glob(f"{FILE_NAME}-*")]
-    content = b"".join(path.read_bytes() for path in files)
+    content = (tmp_path / FILE_NAME).read_bytes()
     assert NODE.encode() in content
     assert token.encode() not in content
 
@@ -80,7 +80,7 @@ async def test_tokens_members_and_removals_survive_a_restart(tmp_path: Path) -> 
         token = shown(desk.gate)
         await desk.ask(NODE, token)
         await desk.ask(OTHER)
-        await desk.gate.approve(fingerprint(OTHER))
+        await desk.gate.approve(fingerprint(SCHEDULER, OTHER))
         await desk.gate.remove(OTHER, "attic")
         once, _ = await desk.gate.create_token(DAY, uses=1, note="for the attic")
     clock.now += 1
@@ -109,7 +109,7 @@ async def test_who_waits_is_announced_once(tmp_path: Path) -> None:
         await desk.gate.start()
         assert isinstance(await desk.ask(NODE), Waiting)
         assert isinstance(await desk.ask(NODE), Waiting)
-        assert desk.events == [NodeAsks("studio", "10.0.0.9", fingerprint(NODE))]
+        assert desk.events == [NodeAsks("studio", "10.0.0.9", fingerprint(SCHEDULER, NODE))]
 
 
 async def test_the_shown_token_is_renewed_in_time_and_after_a_revocation(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ async def test_the_shown_token_is_renewed_in_time_and_after_a_revocation(tmp_pat
         assert [state for _, state in gate.tokens()] == [TokenState.GOOD] * 2
         await gate.revoke_token(gate.tokens()[-1][0].id)
         assert shown(gate) not in (first, second)
-        assert gate.plain_join_command() == "parallax join -s 12D3KooWS"
+        assert gate.plain_join_command() == f"parallax join -s {SCHEDULER}"
 
 
 async def test_an_open_gate_shows_no_token(tmp_path: Path) -> None:
     async with await Store.open(tmp_path) as store:
         desk = Desk(store, Clock(), open_to_all=True)
         await desk.gate.start()
-        assert desk.gate.join_command() == "parallax join -s 12D3KooWS"
+        assert desk.gate.join_command() == f"parallax join -s {SCHEDULER}"
         assert await desk.ask(NODE) == Admitted()
 
 
