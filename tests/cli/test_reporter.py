@@ -7,8 +7,10 @@ import pytest
 from parallax.cli.reporter import Reporter
 from parallax.fabric.errors import SchedulerUnreachable
 from parallax.fabric.events import (
+    AwaitsApproval,
     Joined,
     Loading,
+    NodeAsks,
     NodeJoined,
     NodeLeft,
     NodeStarted,
@@ -67,3 +69,17 @@ def test_a_problem_that_stays_is_told_once(capsys: pytest.CaptureFixture[str]) -
     report(Joined("12D3", "10.0.0.1:3002"))
     report(gone)
     assert "Problem" in capsys.readouterr().err
+
+
+def test_who_waits_and_who_decides_are_shown_the_same_fingerprint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = Reporter()
+    report(AwaitsApproval("12D3", "7KQ2-MX4D-A3TB-ZC3E"))
+    said = capsys.readouterr().err
+    assert "Waiting to be let in. Fingerprint: 7KQ2-MX4D-A3TB-ZC3E" in said
+    assert "parallax nodes approve 7KQ2-MX4D-A3TB-ZC3E" in said
+    report(NodeAsks("stu\x1b[2Jdio", "10.0.0.9", "7KQ2-MX4D-A3TB-ZC3E"))
+    said = capsys.readouterr().err
+    assert "Node stu[2Jdio at 10.0.0.9 asks to be let in." in said
+    assert "parallax nodes approve 7KQ2-MX4D-A3TB-ZC3E" in said
