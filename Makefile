@@ -14,6 +14,8 @@ ifneq ($(HOME_OF_VENV),$(CURDIR))
 STALE := stale
 endif
 
+ALONE := tests/benchmarks tests/fabric tests/node tests/scheduler tests/test_rooms.py tests/test_structure.py
+
 .PHONY: help run test check bench proto clean stale
 
 help:
@@ -27,8 +29,10 @@ help:
 run: .venv/run-installed
 	$(BIN)/parallax demo
 
+# Tests that start no cluster share the cores; the others, which do, have the machine to themselves.
 test: .venv/dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ALONE)
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%)
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .
