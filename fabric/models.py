@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from parallax.fabric.errors import ModelBroken, ModelError, ModelNotFound
-from parallax.fabric.safetensors import folder_headers
+from parallax.fabric.model_files import check_files, check_numbers, load_json
+from parallax.fabric.safetensors import folder_headers, header_bytes
 
 BUILTIN = "builtin"
 
@@ -109,6 +108,8 @@ def open_folder(path: Path, *, name: str, location: str) -> ModelFolder:
     """
     text, config = _read_config(path / "config.json", name)
     _refuse_code(path, name, config)
+    check_files(path, name)
+    check_numbers(config, path / "config.json")
     weights = sorted(path.glob("model*.safetensors"))
     if not weights:
         raise ModelBroken(
@@ -121,7 +122,7 @@ def open_folder(path: Path, *, name: str, location: str) -> ModelFolder:
     folder_headers(path)  # raises ModelBroken for files that are cut short
     digest = hashlib.sha256(text)
     for file in weights:
-        digest.update(file.name.encode() + b"\0" + _header_bytes(file))
+        digest.update(file.name.encode() + b"\0" + header_bytes(file))
     return ModelFolder(name, location, path, digest.hexdigest(), config)
 
 
@@ -201,34 +202,26 @@ def _fetch(name: str, *, local_only: bool) -> Path | None:
 
 
 def _read_config(path: Path, name: str) -> tuple[bytes, dict[str, Any]]:
-    fix = "Fetch the model again."
-    try:
-        if path.stat().st_size > _CONFIG_BYTES:
-            raise ModelBroken(f"config.json of {name} is absurdly large", fix=fix, path=path)
-        text = path.read_bytes()
-        config = json.loads(text)
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelBroken(
             f"The model {name} has no config.json",
             f"{path.parent} is not a model folder, or it is incomplete.",
             "Give the folder that holds config.json and model*.safetensors.",
             path=path,
-        ) from None
-    except OSError as error:
-        raise ModelBroken(
-            f"config.json of {name} cannot be read", error.strerror or "", path=path
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelBroken(
-            f"config.json of {name} is not valid JSON", str(error), fix, path=path
-        ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        )
+    text, config = load_json(path)
+    if not isinstance(config.get("model_type"), str):
+        fix = "Fetch the model again."
         raise ModelBroken(f"config.json of {name} names no model_type", "", fix, path=path)
     return text, config
 
 
 def _refuse_code(path: Path, name: str, config: Mapping[str, Any]) -> None:
-    """mlx-lm runs the Python file that ``model_file`` names; we never do."""
+    """mlx-lm runs the Python file that ``model_file`` names; we never do.
+
+    ``auto_map`` names code for transformers, which is told never to run it: a model needs none of
+    it here, and a tokenizer that does cannot be read.
+    """
     if config.get("model_file") is not None:
         raise ModelBroken(
             f"The model {name} wants to run its own code",
@@ -244,11 +237,10 @@ def _check_shards(path: Path, name: str) -> None:
     if not index.exists():
         return
     try:
-        shards = {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelBroken(
-            f"The weight index of {name} is unreadable", str(error), path=index
-        ) from error
+        shards = {str(file) for file in load_json(index)[1]["weight_map"].values()}
+    except (ModelBroken, KeyError, TypeError, AttributeError) as error:
+        why = error.why if isinstance(error, ModelBroken) else str(error)
+        raise ModelBroken(f"The weight index of {name} is unreadable", why, path=index) from error
     outside = sorted(s for s in shards if Path(s).name != s or s in {"", ".", ".."})
     if outside:
         raise ModelBroken(
@@ -265,10 +257,3 @@ def _check_shards(path: Path, name: str) -> None:
             "Fetch the model again.",
             path=path / absent[0],
         )
-
-
-def _header_bytes(file: Path) -> bytes:
-    """The JSON header of a safetensors file that has been checked before."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return stream.read(int(length))

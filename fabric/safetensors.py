@@ -15,7 +15,9 @@ from typing import Any, TypeGuard
 
 from parallax.fabric.errors import ModelBroken
 
-HEADER_BYTES = 100 << 20  # the format's own limit
+HEADER_BYTES = 32 << 20  # of all files of a folder; a model of 1,000 B parameters takes 12 MB
+NAME_CHARACTERS = 512
+MOST_SIDE = (1 << 31) - 1  # of a dimension, as MLX counts
 _DIMENSIONS = 16
 _LENGTH = struct.Struct("<Q")
 
@@ -64,8 +66,48 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelBroken: the file is missing, unreadable, cut short, or its header makes no sense.
     """
+    text = header_bytes(file)
     try:
-        size = file.stat().st_size
+        header = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"its header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _broken(file, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    start = _LENGTH.size + len(text)
+    size = file.stat().st_size
+    tensors = {name: _tensor(file, name, entry, start) for name, entry in header.items()}
+    needed = max((tensor.end for tensor in tensors.values()), default=start)
+    if needed > size:
+        raise _broken(file, f"it has {size} bytes and should have {needed}: it is cut short")
+    return tensors
+
+
+def folder_headers(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """Headers of all ``model*.safetensors`` of a folder, by file name, in order of names.
+
+    Raises:
+        ModelBroken: see :func:`read_header`; or the headers are absurdly large together.
+    """
+    found: dict[str, dict[str, TensorInfo]] = {}
+    left = HEADER_BYTES
+    for file in sorted(folder.glob("model*.safetensors")):
+        left -= len(header_bytes(file))
+        if left < 0:
+            raise _broken(file, f"the headers of its folder have over {HEADER_BYTES} bytes")
+        found[file.name] = read_header(file)
+    return found
+
+
+def header_bytes(file: Path) -> bytes:
+    """A file's header as it is there, not yet understood.
+
+    Raises:
+        ModelBroken: the file is missing, no plain file, cut short, or its header absurdly large.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise _broken(file, "it is no plain file")
         with file.open("rb") as stream:
             head = stream.read(_LENGTH.size)
             if len(head) < _LENGTH.size:
@@ -78,37 +120,26 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise _broken(file, error.strerror or str(error)) from error
     if len(text) < length:
         raise _broken(file, "it is cut short in its header")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _broken(file, f"its header is not valid JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _broken(file, "its header is not a JSON object")
-    header.pop("__metadata__", None)
-    start = _LENGTH.size + length
-    tensors = {name: _tensor(file, name, entry, start) for name, entry in header.items()}
-    needed = max((tensor.end for tensor in tensors.values()), default=start)
-    if needed > size:
-        raise _broken(file, f"it has {size} bytes and should have {needed}: it is cut short")
-    return tensors
+    return text
 
 
-def folder_headers(folder: Path) -> dict[str, dict[str, TensorInfo]]:
-    """Headers of all ``model*.safetensors`` of a folder, by file name, in order of names.
-
-    Raises:
-        ModelBroken: see :func:`read_header`.
-    """
-    return {file.name: read_header(file) for file in sorted(folder.glob("model*.safetensors"))}
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; readers differ in which of two equal names they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _tensor(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    if len(name) > NAME_CHARACTERS:
+        raise _broken(file, f"{name[:40]}… has a name of {len(name)} characters")
     if not isinstance(entry, dict):
         raise _broken(file, f"its header does not describe {name}")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise _broken(file, f"{name} has the unknown type {dtype!r}")
-    if not _counts(shape) or len(shape) > _DIMENSIONS:
+    if not _counts(shape) or len(shape) > _DIMENSIONS or max(shape, default=0) > MOST_SIDE:
         raise _broken(file, f"{name} has an impossible shape")
     if not _counts(offsets) or len(offsets) != 2:
         raise _broken(file, f"{name} lies nowhere in the file")

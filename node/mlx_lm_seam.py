@@ -139,7 +139,7 @@ def read_config(folder: Path) -> Config:
         raise ModelBroken(
             f"{folder.name} has no config.json", "", "Fetch the model again", path=path
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelBroken(
             f"config.json of {folder.name} cannot be read", str(error), path=path
         ) from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from parallax.fabric.errors import ModelError
+from parallax.fabric.model_files import read_json
 from parallax.fabric.models import BUILTIN, builtin_path
 from parallax.fabric.safetensors import folder_headers
 from parallax.scheduler.generation import CatalogModel, ServedModel
@@ -111,6 +111,6 @@ def _folder_size(folder: Path) -> str | None:
 
 @lru_cache(maxsize=4 * _MOST_LOCAL)
 def _measured(folder: Path, _changed: int) -> str:
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
     tensors = {key: info for file in folder_headers(folder).values() for key, info in file.items()}
     return size_text(parameter_count(config, tensors))

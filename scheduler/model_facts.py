@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parallax.fabric.errors import ModelBroken, UnknownArchitecture
+from parallax.fabric.model_files import MOST_LAYERS
 from parallax.fabric.models import ModelFolder
 from parallax.fabric.safetensors import TensorInfo, folder_headers
 
@@ -53,8 +54,9 @@ _EXPERTS_USED = (
 )
 _NESTED = ("text_config", "language_config", "llm_config")
 _NO_CONTEXT_LIMIT = 32_768  # state-space models name no context length
+_MOST_CONTEXT = 1 << 20  # a prompt travels as one message, of a few bytes for each token
 
-_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block))\.(\d+)\.")
+_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block))\.(\d{1,6})\.")
 _ASIDE = re.compile(r"(?:^|\.)(?:vision|visual|audio|speech|image|multi_modal|mm_|mtp|nextn)")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:\w*embed(?!_out)\w*|wte|wpe|embd|word_emb\w*)\.")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|head|output_layer|lm_proj)\.")
@@ -116,7 +118,7 @@ def facts_from(
 ) -> ModelFacts:
     """Compute facts from what has been read; ``path`` is for error messages."""
     layers = _integer(config, _LAYER_COUNT)
-    if not layers or layers < 1:
+    if not layers or not 1 <= layers <= MOST_LAYERS:
         raise ModelBroken(f"config.json of {name} does not say how many layers it has", path=path)
     wanted = {key: info for key, info in tensors.items() if not _ASIDE.search(key)}
     groups = _layer_groups(wanted)
@@ -133,9 +135,9 @@ def facts_from(
     tied_bytes = _bytes(v for k, v in embedding.items() if "pos" not in k and "wpe" not in k)
     tied_bytes = tied_bytes if tied else 0
     item = _float_bytes(wanted.values())
-    hidden = _integer(config, _HIDDEN) or 0
+    hidden = max(0, _integer(config, _HIDDEN) or 0)
     experts, used = _integer(config, _EXPERTS), _integer(config, _EXPERTS_USED)
-    active = min(1.0, used / experts) if experts and used else 1.0
+    active = min(1.0, used / experts) if experts and used and min(experts, used) > 0 else 1.0
     head = embedding if tied else {k: v for k, v in rest.items() if _HEAD.search(k)}
     bits = _bits(config)
     return ModelFacts(
@@ -146,7 +148,7 @@ def facts_from(
         first_bytes=first_bytes,
         last_bytes=_bytes(rest.values()) + tied_bytes,
         tied_bytes=tied_bytes,
-        context_tokens=_integer(config, _CONTEXT) or _NO_CONTEXT_LIMIT,
+        context_tokens=_context(config),
         hidden_size=hidden,
         kv_bytes_per_token_per_layer=item * max(_kv_width(config, layer) for layer in stack),
         layer_read_bytes=tuple(
@@ -175,11 +177,10 @@ def check_architecture(config: Mapping[str, Any]) -> None:
     """
     model_type = str(config.get("model_type", ""))
     by_type, by_architecture = _remapping()
-    architectures = config.get("architectures") or ()
-    if isinstance(architectures, str):
-        architectures = (architectures,)
+    given = config.get("architectures")
+    architectures = given if isinstance(given, list) else [given]
     module = by_type.get(model_type, model_type)
-    for architecture in architectures:
+    for architecture in (a for a in architectures if isinstance(a, str)):
         module = by_architecture.get((model_type, architecture), module)
     if not re.fullmatch(r"[\w-]+", module) or not (_mlx_lm() / "models" / f"{module}.py").is_file():
         raise UnknownArchitecture(
@@ -223,6 +224,11 @@ def _integer(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
     return None
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    found = _integer(config, _CONTEXT) or 0
+    return min(found, _MOST_CONTEXT) if found > 0 else _NO_CONTEXT_LIMIT
 
 
 def _layer_groups(
@@ -298,7 +304,7 @@ def _kv_width(config: Mapping[str, Any], layer: Mapping[str, TensorInfo]) -> int
     """Numbers that one layer caches for one token (recurrent state does not grow)."""
     lora, rope = _integer(config, ("kv_lora_rank",)), _integer(config, ("qk_rope_head_dim",))
     if lora and rope:  # multi-head latent attention keeps the compressed form
-        return lora + rope
+        return max(0, lora + rope)
     rows = [
         info.shape[0]
         for key, info in layer.items()
@@ -311,4 +317,4 @@ def _kv_width(config: Mapping[str, Any], layer: Mapping[str, TensorInfo]) -> int
     if not heads or not hidden or not attends:
         return 0
     width = _integer(config, ("head_dim",)) or hidden // heads
-    return 2 * (_integer(config, _KV_HEADS) or heads) * width
+    return max(0, 2 * (_integer(config, _KV_HEADS) or heads) * width)

@@ -68,6 +68,13 @@ async def accept(request: web.Request, began_s: float) -> Chat:
     tokenizer = await tokenizers.of(model)
     sampling = _sampling(chat, tokenizer)
     prompt = await tokenizers.prompt(tokenizer, messages)
+    if max(prompt, default=0) >= tokenizer.vocabulary:
+        raise InvalidRequest(
+            "The prompt has a token that the model does not know",
+            f"Its tokenizer goes beyond the {tokenizer.vocabulary} tokens of the model",
+            "Leave special tokens out of the text",
+            field="messages",
+        )
     generation = Generation(
         model=model.name,
         prompt=prompt,
@@ -138,7 +145,8 @@ def _sampling(chat: ChatRequest, tokenizer: ChatTokenizer) -> Sampling:
 def _logit_bias(given: Mapping[str, float], vocabulary: int) -> dict[int, float]:
     bias = {}
     for name, value in given.items():
-        if not (name.isascii() and name.isdecimal() and int(name[:20]) < vocabulary):
+        plain = len(name) <= 10 and name.isascii() and name.isdecimal()
+        if not plain or int(name) >= vocabulary:
             raise InvalidRequest(
                 f"`logit_bias.{name[:40]}` is wrong",
                 f"Its name must be a token id below {vocabulary}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from parallax.fabric.errors import InvalidRequest, UnsupportedField
-from parallax.scheduler.http.requests import Message, ToolCall
+from parallax.scheduler.http.requests import MAX_PARTS, Message, ToolCall, parse_json
 
 # A developer's message is what OpenAI calls a system message of its newer models.
 _ROLES = {
@@ -71,9 +70,11 @@ def text_of(content: object, where: str) -> str:
     """
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
+    if not isinstance(content, list) or len(content) > MAX_PARTS:
         raise InvalidRequest(
-            f"`{where}` is wrong", "It must be a string or a list of text parts", field=where
+            f"`{where}` is wrong",
+            f"It must be a string or a list of at most {MAX_PARTS} text parts",
+            field=where,
         )
     return "".join(_part(part, f"{where}.{i}") for i, part in enumerate(content))
 
@@ -102,7 +103,7 @@ def _part(part: object, where: str) -> str:
 def _call(call: ToolCall, where: str) -> dict[str, Any]:
     """Templates want the arguments as an object; OpenAI sends them as a string of JSON."""
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = parse_json((call.function.arguments or "{}").encode())
     except ValueError as error:
         raise InvalidRequest(
             f"`{where}.function.arguments` is wrong",

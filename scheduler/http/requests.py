@@ -16,6 +16,11 @@ from parallax.fabric.limits import Limits
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_CHOICES = 16
+MAX_NAME_CHARACTERS = 100  # of a field's name as it is said back
+MAX_BIASES = 1024
+MAX_STOP_TOKENS = 1024
+MAX_MESSAGES = 16_384
+MAX_PARTS = 4096  # of one content
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -43,7 +48,7 @@ class Knobs(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_BIASES)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Stops | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -55,7 +60,9 @@ class SamplingParams(Knobs):
 
     max_new_tokens: int | None = Field(None, ge=1)
     stop_strs: Stops | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0, lt=1 << 32)]] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=1 << 32)]] | None = Field(
+        None, max_length=MAX_STOP_TOKENS
+    )
 
 
 class StreamOptions(BaseModel):
@@ -107,7 +114,7 @@ class ChatRequest(Knobs):
     """``POST /v1/chat/completions``. What the top level says wins over ``sampling_params``."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     sampling_params: SamplingParams | None = None
@@ -276,8 +283,9 @@ def _sift(
 ) -> dict[str, Any]:
     """The fields that matter; those which must not be there raise."""
     kept = {}
-    for name, value in fields.items():
-        if name in model.model_fields:
+    for given, value in fields.items():
+        name = given[:MAX_NAME_CHARACTERS]
+        if given in model.model_fields:
             kept[name] = value
         elif name in neutral:
             if not neutral[name](value):
@@ -306,7 +314,7 @@ def parse(model: type[T], fields: Mapping[str, Any]) -> T:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part)[:MAX_NAME_CHARACTERS] for part in first["loc"])
         why = {"missing": "It is missing", "extra_forbidden": "It is not a known field"}
         raise InvalidRequest(
             f"`{name}` is wrong", why.get(first["type"], first["msg"]), field=name

@@ -128,10 +128,9 @@ class _Pieces(dict[int, bytes]):
 
     def __missing__(self, token: int) -> bytes:
         content = self._tokenizer.id_to_token(token)  # None: a padded vocabulary's id
-        piece = b""
-        if content is not None and content not in self._special:
-            piece = self._to_bytes(content)
-        self[token] = piece
+        if content is None:
+            return b""  # not kept: there are as many as numbers
+        self[token] = piece = b"" if content in self._special else self._to_bytes(content)
         return piece
 
 

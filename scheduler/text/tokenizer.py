@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from parallax.fabric.errors import InvalidRequest, ModelBroken
+from parallax.fabric.model_files import read_json
 from parallax.scheduler.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizers
 from parallax.scheduler.text.recommended import recommended
+from parallax.scheduler.text.template import FAILURES, ChatTemplate
 
 if TYPE_CHECKING:
     from parallax.scheduler.generation import ServedModel
@@ -20,6 +22,7 @@ Message = Mapping[str, Any]
 
 _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
+MOST_END_TOKENS = 256
 _KEPT_MODELS = 2  # while the model is switched, both are asked for
 
 
@@ -34,11 +37,17 @@ class ChatTokenizer:
         self.folder = folder
         self._tokenizer = _load(folder)
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
-        self.recommended = recommended(_json(folder / "generation_config.json"))
+        self.recommended = recommended(read_json(folder / "generation_config.json"))
         self.vocabulary = _vocabulary(folder) or len(self._tokenizer)
-        self._detokenizers = self._plan_detokenizers()
-        # The first call may change the tokenizer's settings; those after it, in threads, do not.
-        self.encode("a")
+        try:
+            self._detokenizers = self._plan_detokenizers()
+            # The first call may change the tokenizer's settings; those in threads do not.
+            self.encode("a")
+        except (InvalidRequest, ValueError, TypeError, LookupError, AttributeError) as error:
+            why = error.why if isinstance(error, InvalidRequest) else _first_line(error)
+            raise ModelBroken(
+                f"The tokenizer of {folder.name!r} does not work", why, path=folder
+            ) from error
 
     def detokenizer(self) -> Detokenizer:
         """A detokeniser for one answer."""
@@ -46,20 +55,30 @@ class ChatTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of all these tokens, special ones left out."""
+        known = len(self._tokenizer)  # a model may have more ids than its tokenizer
         text = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [token for token in tokens if token < known],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         return str(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of this text; special tokens written in it count as such."""
-        encoded = self._tokenizer(
-            text,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        try:
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        except BaseException as error:
+            if not _foreign(error):
+                raise
+            raise InvalidRequest(
+                "The model's tokenizer cannot read this text", _first_line(error), field="messages"
+            ) from None
         return tuple(encoded["input_ids"])
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -71,34 +90,36 @@ class ChatTokenizer:
         """
         import jinja2
 
-        if not self._tokenizer.chat_template:
-            raise ModelBroken(
-                f"The model in {self.folder.name!r} has no chat template",
-                "It is a base model, or chat_template.jinja is missing",
-                "Choose a chat (instruct) model",
-                path=self.folder,
-            )
         try:
-            # Jinja in a sandbox: immutable values, no attributes that begin with "_".
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            return self._template.render(messages, self._tokenizer.special_tokens_map)
         except jinja2.TemplateSyntaxError as error:
             raise ModelBroken(
                 f"The chat template of {self.folder.name!r} is broken",
                 str(error),
                 path=self.folder,
             ) from error
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except FAILURES as error:
             raise InvalidRequest(
                 "The model's chat template refuses these messages",
-                str(error),
+                str(error)[:500],
                 "Change the order or the roles of the messages",
                 field="messages",
             ) from error
-        return str(text)
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        try:
+            source = self._tokenizer.get_chat_template()
+        except (ValueError, TypeError, AttributeError):
+            source = None
+        if not source or not isinstance(source, str):
+            raise ModelBroken(
+                f"The model in {self.folder.name!r} has no chat template",
+                "It is a base model, or chat_template.jinja is missing",
+                "Choose a chat (instruct) model",
+                path=self.folder,
+            )
+        return ChatTemplate(source)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a chat, up to where the assistant begins to answer.
@@ -188,41 +209,49 @@ def _load(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except BaseException as error:
         # transformers lets anything through here: OSError, ValueError, KeyError, tokenizers' own.
+        if not _foreign(error):
+            raise
         raise ModelBroken(
             f"The model in {str(folder)!r} has no tokenizer that can be read",
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            _first_line(error),
             "The folder must hold tokenizer.json and tokenizer_config.json",
             path=folder,
         ) from error
 
 
-def _end_tokens(folder: Path, of_tokenizer: int | None) -> frozenset[int]:
+def _foreign(error: BaseException) -> bool:
+    """Whether a library failed; a panic in Rust is no ``Exception``, though it is nothing more."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
+
+
+def _end_tokens(folder: Path, of_tokenizer: object) -> frozenset[int]:
     """End-of-turn ids of generation_config.json, config.json and the tokenizer together."""
-    found: set[int] = set() if of_tokenizer is None else {of_tokenizer}
-    config = _json(folder / "config.json")
-    for place in (_json(folder / "generation_config.json"), config, config.get("text_config")):
+    config = read_json(folder / "config.json")
+    places = (read_json(folder / "generation_config.json"), config, config.get("text_config"))
+    found = [of_tokenizer]
+    for place in places:
         ids = place.get("eos_token_id") if isinstance(place, dict) else None
-        found.update(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
-    return frozenset(found)
+        found += ids[:MOST_END_TOKENS] if isinstance(ids, list) else [ids]
+    return frozenset(i for i in found if _is_id(i))
 
 
 def _vocabulary(folder: Path) -> int | None:
     """How many ids the model knows, which may be more than its tokenizer has."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     for place in (config, config.get("text_config")):
         size = place.get("vocab_size") if isinstance(place, dict) else None
-        if isinstance(size, int):
+        if _is_id(size) and size > 0:
             return size
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        loaded = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelBroken(f"{path.name} cannot be read", str(error), path=path) from error
-    return loaded if isinstance(loaded, dict) else {}
+def _is_id(value: object) -> TypeGuard[int]:
+    """As ids cross the wire: 32 bits."""
+    return type(value) is int and 0 <= value < 1 << 32

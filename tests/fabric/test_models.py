@@ -234,7 +234,50 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "index of tiny is unreadable",
     ),
     "index points outside": (point_outside, "points out of its folder"),
+    "weights are a link out": (
+        lambda f: link_out(f, "model-00001-of-00002.safetensors"),
+        "outside",
+    ),
+    "tokenizer is a link out": (lambda f: link_out(f, "tokenizer.json"), "outside of its folder"),
+    "a link to nowhere": (lambda f: (f / "extra.json").symlink_to(f / "gone"), "cannot be read"),
+    "a link to itself": (lambda f: (f / "extra.json").symlink_to("extra.json"), "cannot be read"),
+    "weights are a pipe": (lambda f: os.mkfifo(f / "model-3.safetensors"), "no plain file"),
+    "config is a folder": (lambda f: as_folder(f / "config.json"), "no plain file"),
+    "config is huge": (lambda f: os.truncate(f / "config.json", 1 << 30), "1073741824 bytes"),
+    "template is huge": (lambda f: sparse(f / "chat_template.jinja", 1 << 30), "absurdly large"),
+    "a billion layers": (lambda f: change_config(f, num_hidden_layers=10**9), "makes no sense"),
+    "a billion experts": (lambda f: change_config(f, n_routed_experts=10**9), "makes no sense"),
+    "minus one heads": (lambda f: change_config(f, num_attention_heads=-4), "makes no sense"),
+    "an astronomic number": (lambda f: change_config(f, vocab_size=10**30), "makes no sense"),
+    "nested a hundred times": (
+        lambda f: (f / "config.json").write_text('{"model_type":' + "[" * 100 + "]" * 100 + "}"),
+        "nested too deeply",
+    ),
+    "a million values": (lambda f: change_config(f, x=[0] * 10**6), "too many values"),
 }
+
+
+def link_out(folder: Path, name: str) -> None:
+    """The file lies beside the folder, and a link to it in the folder."""
+    (folder / name).touch()
+    outside = folder.parent / f"outside-{name}"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def sparse(path: Path, size: int) -> None:
+    path.touch()
+    os.truncate(path, size)
+
+
+def test_a_link_to_another_file_of_the_folder_is_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "also.json").symlink_to("config.json")
+    assert resolve(str(folder), state_dir=tmp_path).path == folder.resolve()
 
 
 @pytest.mark.parametrize("name", BREAKS)

@@ -57,6 +57,9 @@ def test_types_smaller_than_a_byte_are_counted_in_bits(tmp_path: Path) -> None:
     [
         ({"w": entry([2], 0, 8)}, bytes(7), None, "cut short"),
         ({"w": entry([2], 0, 8)}, b"", None, "cut short"),
+        (b'{"w":{}, "w":{}}', b"", None, "occurs twice"),
+        ({"w" * 5000: entry([2], 0, 8)}, bytes(8), None, "a name of 5000 characters"),
+        ({"w": entry([1 << 31, 0], 0, 0)}, b"", None, "impossible shape"),
         (b"{}", b"", 100, "cut short in its header"),
         (b"{}", b"", 1 << 62, "claims"),
         (b"{]", b"", None, "not valid JSON"),

@@ -55,6 +55,20 @@ WRONG = {
     "logit_bias.17": [{"17": 101}],
     "logit_bias.x": [{"x": 1}],
     "logit_bias.260": [{"260": 1}],
+    f"logit_bias.{'0' * 40}": [{"0" * 5000: 1}],
+    "logit_bias": [{str(i): 1 for i in range(1025)}],
+    "sampling_params.stop_token_ids": [{"stop_token_ids": [1] * 1025}],
+    "messages.0.tool_calls.0.function.arguments": [
+        [
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+            }
+        ]
+        for arguments in ("{", "[" * 50_000, "NaN", "9" * 99_999)
+    ],
+    "messages.0.content": [[{"role": "user", "content": [{"type": "text", "text": ""}] * 4097}]],
     "colour": ["red"],
 }
 

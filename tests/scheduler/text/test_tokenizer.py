@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -152,3 +153,99 @@ def test_importing_text_and_http_loads_no_mlx_and_no_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+CUSTOM = [
+    {"tokenizer_class": "EvilTokenizer"},
+    {"tokenizer_class": "PreTrainedTokenizerFast"},
+    {},
+]
+
+
+@pytest.mark.parametrize("named", CUSTOM)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_no_code_of_a_model_folder_is_ever_run(tmp_path, file, named):
+    folder, trace = make(tmp_path / "evil"), tmp_path / "ran"
+    code = f"open({str(trace)!r}, 'w')\nclass EvilTokenizer: pass\nclass EvilConfig: pass\n"
+    for name in ("modeling_evil.py", "tokenization_evil.py", "configuration_evil.py", "evil.py"):
+        (folder / name).write_text(code)
+    path = folder / file
+    asks = {
+        "AutoTokenizer": ["tokenization_evil.EvilTokenizer", "tokenization_evil.EvilTokenizer"],
+        "AutoConfig": "configuration_evil.EvilConfig",
+        "AutoModelForCausalLM": "modeling_evil.EvilModel",
+    }
+    changed = json.loads(path.read_text()) | {"auto_map": asks, **named}
+    path.write_text(json.dumps(changed))
+    with contextlib.suppress(ModelBroken):  # refused is as good as ignored
+        assert ChatTokenizer(folder).prompt(USER)
+    assert not trace.exists()
+
+
+BROKEN_TOKENIZERS = {
+    "empty": "",
+    "deep": "[" * 99_999,
+    "no model": '{"version": "1.0"}',
+    "a list": "[]",
+    "ids that are no ids": '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+    "merges of nothing": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["x", "y"]]}}',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_TOKENIZERS)
+def test_a_tokenizer_that_makes_no_sense_breaks_the_model_and_nothing_else(tmp_path, name):
+    folder = make(tmp_path)
+    (folder / "tokenizer.json").write_text(BROKEN_TOKENIZERS[name])
+    with pytest.raises(ModelBroken):
+        ChatTokenizer(folder)
+
+
+SETTINGS = {
+    "ends that are no ids": ("generation_config.json", '{"eos_token_id": [-1, 1e3, true, "x", 7]}'),
+    "a deep file": ("generation_config.json", "[" * 99_999),
+    "a list": ("generation_config.json", "[1]"),
+    "temperatures that are no numbers": (
+        "generation_config.json",
+        '{"temperature": NaN, "top_k": Infinity, "top_p": -1, "eos_token_id": 7}',
+    ),
+    "a vocabulary below nothing": ("config.json", '{"model_type": "qwen3", "vocab_size": -5}'),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_make_no_sense_are_refused_or_as_if_not_there(tmp_path, name):
+    folder = make(tmp_path)
+    file, text = SETTINGS[name]
+    (folder / file).write_text(text)
+    try:
+        tokenizer = ChatTokenizer(folder)
+    except ModelBroken:
+        return
+    assert tokenizer.recommended == {}
+    assert tokenizer.vocabulary > 0
+    assert all(type(token) is int and 0 <= token < 1 << 32 for token in tokenizer.end_tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "much"),
+        ("{{ 'x' * 10 ** 10 }}", "much"),
+        ("{{ '%9999999999d' % 1 }}", "pads"),
+    ],
+)
+def test_a_template_that_never_ends_refuses_the_chat_and_the_next_model_works(
+    tmp_path, template, error
+):
+    hostile = ChatTokenizer(make(tmp_path / "hostile", chat_template=template))
+    with pytest.raises(InvalidRequest, match=error):
+        hostile.prompt(USER)
+    assert ChatTokenizer(make(tmp_path / "honest")).prompt(USER)
+
+
+def test_ids_that_no_tokenizer_knows_are_no_text(tmp_path):
+    tokenizer = ChatTokenizer(make(tmp_path))
+    assert tokenizer.decode([65, 1 << 31, 66]) == tokenizer.decode([65, 66])
+    detokenizer = tokenizer.detokenizer()
+    assert detokenizer.add((1 << 32) - 1) == ""
+    assert detokenizer.add(65) == tokenizer.decode([65])

@@ -1,0 +1,71 @@
+"""A model's chat template: compiled once, rendered within a bound for each chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from parallax.scheduler.text.sandbox import Budget, CountedEnvironment, render
+
+MOST_SOURCE = 1 << 20  # characters of a template; the longest known has some 20,000
+STEPS = 200_000  # about a tenth of a second; a chat of ten messages takes some hundreds
+STEPS_EACH = 400  # more for each message
+CHARACTERS = 64 << 20
+CHARACTERS_EACH = 64  # more for each of the chat's
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
+
+class ChatTemplate:
+    """A template in the sandbox.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it cannot be compiled, or uses what is not there.
+    """
+
+    def __init__(self, source: str) -> None:
+        if len(source) > MOST_SOURCE:
+            raise jinja2.TemplateSyntaxError(f"a template of {len(source)} characters", 1)
+        try:
+            self._template = CountedEnvironment().from_string(source)
+        except jinja2.TemplateSyntaxError:
+            raise
+        except (RecursionError, MemoryError, SyntaxError, *FAILURES) as error:
+            raise jinja2.TemplateSyntaxError(f"{type(error).__name__}: {error}", 1) from None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
+        """The chat as text, up to where the assistant begins.
+
+        Raises:
+            one of :data:`FAILURES`: the template refuses these messages, or does too much.
+        """
+        chat = [_with_reasoning(dict(message)) for message in messages]
+        characters = sum(len(str(value)) for message in chat for value in message.values())
+        budget = Budget(STEPS + STEPS_EACH * len(chat), CHARACTERS + CHARACTERS_EACH * characters)
+        given = {
+            **values,
+            "messages": chat,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        return render(self._template, budget, given)
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """Reasoning under each of the names that templates look for, as transformers has it."""
+    reasoning = next((message[n] for n in _REASONING if message.get(n) is not None), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -1,0 +1,148 @@
+"""Chat templates of strangers: they render as transformers renders them, and end in any case."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import jinja2
+import pytest
+
+from parallax.scheduler.text.template import FAILURES, ChatTemplate
+from tests.models import make_tokenizer
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi <b>&</b> 你好 'x'"},
+    {"role": "assistant", "content": "<think>\nwhy\n</think>\nYes.", "reasoning_content": "why"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, 2]}}}
+        ],
+    },
+    {"role": "tool", "content": "3", "tool_call_id": "1", "name": "f"},
+    {"role": "user", "content": "And?"},
+]
+
+# What the templates of well-known models do, each in a line or a few of our own.
+HONEST = {
+    "roles": "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "loop": "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ loop.index0 }}"
+    "{{ m.content }}{% if not loop.last %}, {{ loop.revindex }}{% endif %}{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0, text='') %}{% for m in messages[::-1] %}"
+    "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.role ~ ns.n %}{% endfor %}{{ ns.text }}",
+    "filters": "{{ messages | map(attribute='role') | unique | join('/') | upper }}"
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+    "{{ messages | tojson(indent=2) }}{{ messages | rejectattr('name', 'defined') | list | count }}"
+    "{{ 'a\\nb' | indent(4) }}{{ 'aXb' | replace('X', '--') }}{{ none | default('d', true) }}",
+    "strings": "{% for m in messages if m.content %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{{ m.content.startswith('<') }}{{ m.content.replace('\n', ' ').upper() }}"
+    "{{ '%s-%d' % (m.role, 3) }}{{ '{} {}'.format(m.role, 1) }}{% else %}none{% endfor %}",
+    "macro": "{% macro show(m, tag='x') -%}<{{ tag }}>{{ m.content }}{%- endmacro %}"
+    "{% for m in messages %}{{ show(m) }}{{ show(m, tag=m.role) }}{% endfor %}",
+    "arguments": "{% for m in messages if m.tool_calls is defined %}{% for c in m.tool_calls %}"
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson if v is sequence else v }}"
+    "{% endfor %}{{ c.function | dictsort }}{% endfor %}{% endfor %}",
+    "control": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i > 4 %}{% break %}"
+    "{% endif %}{{ i }}{% endfor %}{% set x %}block {{ eos_token }}{% endset %}{{ x | trim }}"
+    "{% generation %}said{% endgeneration %}{% filter upper %}loud{% endfilter %}",
+    "tests": "{{ messages is iterable }}{{ messages[0] is mapping }}{{ messages[0].x is defined }}"
+    "{{ 'a' in 'cat' and 2 not in [1] }}{{ messages[1].content is string }}{{ 3 // 2 + 2 ** 5 }}",
+    "reasoning": "{% for m in messages %}{{ m.thinking }}{{ m.reasoning_content }}{% endfor %}",
+}
+
+HOSTILE = {
+    "loops for ever": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "loops that skip": "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}"
+    "{% endfor %}",
+    "ten gigabytes": "{{ 'x' * 10 ** 10 }}",
+    "ten gigabytes of a list": "{{ [1] * 10 ** 10 }}",
+    "ten gigabytes by doubling": "{% set ns = namespace(x='x') %}{% for i in range(40) %}"
+    "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "nested twice each time": "{% set ns = namespace(x=[1]) %}{% for i in range(64) %}"
+    "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "a key of tuples": "{% set ns = namespace(x=1) %}{% for i in range(64) %}"
+    "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1} }}",
+    "padding": "{{ '%9999999999d' % 1 }}",
+    "padding by format": "{{ '{:>9999999999}'.format(1) }}",
+    "padding by an argument": "{{ '{:>{}}'.format(1, 9999999999) }}",
+    "padding by method": "{{ 'x'.ljust(9999999999) }}",
+    "padding by filter": "{{ 'x' | indent(9999999999, true) }}",
+    "padding of JSON": "{{ [1] | tojson(indent=9999999999) }}",
+    "replacing": "{{ ('x' * 10000).replace('', 'y' * 100000) }}",
+    "replacing by filter": "{{ ('x' * 10000) | replace('x', 'y' * 100000) }}",
+    "joining": "{{ ('x' * 100000).join(('y' * 100000) | list) }}",
+    "joining by filter": "{{ ('y' * 100000) | join('x' * 100000) }}",
+    "huge numbers": "{% set ns = namespace(x=10) %}{% for i in range(64) %}"
+    "{% set ns.x = ns.x ** 99 %}{% endfor %}",
+    "recursion": "{% macro f(n) %}{% if n < 60 %}{{ f(n + 1) }}{{ f(n + 1) }}{% endif %}"
+    "{% endmacro %}{{ f(0) }}",
+    "recursion without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "written often": "{% for i in range(99999) %}" + 10_000 * "text " + "{% endfor %}",
+    "comparing": "{% set x = 'a' * 3000000 %}{% set y = x ~ 'b' %}{% set z = x ~ 'c' %}"
+    "{% for i in range(99999) %}{{ y == z }}{% endfor %}",
+    "sorting": "{% set x = 'a' * 3000000 %}{{ ([x ~ 'b', x ~ 'c'] * 1000) | sort | length }}",
+    "lipsum": "{{ lipsum(n=99999) }}",
+    "the class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "the globals": "{{ raise_exception.__globals__['os'] }}",
+    "the filter of attributes": "{{ '' | attr('__class__') }}",
+    "changing the messages": "{{ messages.append(1) }}",
+    "another file": "{% include '/etc/passwd' %}",
+    "an import": "{% import 'os' as os %}{{ os }}",
+    "parentheses": "{{ " + "(" * 20_000 + ")" * 20_000 + " }}",
+    "a long number": "{{ " + "9" * 20_000 + " }}",
+    "a date that pads": "{{ strftime_now('%999999999d') }}",
+    "no Jinja": "{% for %}",
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_templates_render_as_transformers_renders_them(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    make_tokenizer(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    reference.chat_template = HONEST[name]
+    expected = reference.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert ChatTemplate(HONEST[name]).render(CHAT, reference.special_tokens_map) == expected
+    assert expected
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_templates_are_refused_soon_and_in_little_memory(name):
+    peak, began = _peak_bytes(), time.process_time()
+    with pytest.raises(FAILURES):
+        ChatTemplate(HOSTILE[name]).render(CHAT, {})
+    assert time.process_time() - began < 10  # on a slow machine; mostly a tenth of a second
+    assert _peak_bytes() - peak < 300 << 20
+
+
+def _peak_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_a_long_chat_is_within_the_bound_of_any_honest_template():
+    chat = [{"role": "user", "content": "word " * 40}, CHAT[2]] * 2000
+    for source in HONEST.values():
+        ChatTemplate(source).render(chat, {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+def test_what_one_chat_used_up_is_there_again_for_the_next():
+    template = ChatTemplate(
+        "{% for m in messages %}{% for i in range(20000) %}{% endfor %}{% endfor %}"
+    )
+    for _ in range(20):
+        template.render(CHAT, {})
+
+
+def test_a_template_that_is_refused_says_why():
+    with pytest.raises(jinja2.TemplateError, match="only users"):
+        ChatTemplate("{{ raise_exception('only users') }}").render(CHAT, {})
+    with pytest.raises(jinja2.TemplateError, match="too much"):
+        ChatTemplate("{{ 'x' * 10 ** 10 }}").render(CHAT, {})
