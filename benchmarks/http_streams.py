@@ -156,7 +156,10 @@ async def read_stream(port: int, tokens: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     message = {"role": "user", "content": "Hi"}
     body = json.dumps({"messages": [message], "stream": True, "max_tokens": tokens}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
     events, tail = 0, b""
     while data := await reader.read(1 << 18):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from parallax.cli import flags
-from parallax.cli.client import ClusterClient
+from parallax.cli.client import ClusterClient, connect
 from parallax.cli.console import configure_logging, printable, show_error
 from parallax.fabric.errors import ROWS, ClusterError, InvalidRequest, ParallaxError
 from parallax.fabric.settings import ClientSettings, load
@@ -35,14 +35,26 @@ def command(
     url: flags.Url = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
     """Answers one prompt, or holds a conversation."""
     settings = load(
-        ClientSettings, {"url": url, "host": host, "port": port, "log_level": log_level}
+        ClientSettings,
+        {
+            "url": url,
+            "host": host,
+            "port": port,
+            "state_dir": state_dir,
+            "api_key": api_key,
+            "ca_file": ca_file,
+            "log_level": log_level,
+        },
     )
     configure_logging(settings.log_level)
-    client = ClusterClient(settings.base_url)
+    client = connect(settings)
     knobs: dict[str, Any] = {"max_tokens": max_tokens}
     if temperature is not None:
         knobs["temperature"] = temperature

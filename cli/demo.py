@@ -19,10 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from parallax.cli import flags
 from parallax.cli.chat import INTERRUPTED, Answer, show
 from parallax.cli.children import END_S, Child, end_all
-from parallax.cli.client import ClusterClient, cluster_status
+from parallax.cli.client import ClusterClient, cluster_status, connect
 from parallax.cli.console import configure_logging
 from parallax.fabric.errors import ClusterError
-from parallax.fabric.settings import HTTP_PORT, Settings, load
+from parallax.fabric.settings import HTTP_PORT, ClientSettings, Settings, load
 
 SAMPLE = "Hello! What are you?"
 START_S = 60.0
@@ -64,7 +64,9 @@ def command(
         stack.callback(_end, children)
         try:
             page = _start(children, folder, model, nodes, _page_port(port), settings.log_level)
-            client = ClusterClient(page)
+            client = connect(
+                ClientSettings(url=page, state_dir=folder / "scheduler")  # its own, with its key
+            )
             _wait_until_ready(client, children, nodes)
             if prompt is not None:
                 show(_ask(client, prompt))

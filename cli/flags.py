@@ -42,4 +42,15 @@ Url = Annotated[
     str | None,
     typer.Option(help="Where the cluster's HTTP is. [default: http://HOST:PORT]"),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's API key. Others here may see a command's flags: rather set "
+        "PARALLAX_API_KEY. [default: on the scheduler's own machine, none is needed]",
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(help="PEM certificates to trust for https, besides the system's."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

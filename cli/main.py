@@ -20,6 +20,7 @@ VERBS = {
     "chat": "Chat with the model of a running cluster.",
     "status": "Show how a running cluster is.",
     "nodes": "List the nodes of a running cluster.",
+    "keys": "Make, list and revoke the API keys of a running cluster.",
     "models": "List the models that a running cluster can serve.",
     "doctor": "Check this machine: ports, mDNS, memory, versions, interfaces.",
     "version": "Show the versions of Parallax and of what it stands on.",
@@ -53,7 +54,11 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     completing = "_PARALLAX_COMPLETE" in os.environ
     for verb, summary in VERBS.items():
         if completing or verb == wanted:
-            command = importlib.import_module(f"parallax.cli.{verb}").command
+            module = importlib.import_module(f"parallax.cli.{verb}")
+            if hasattr(module, "app"):  # a verb with verbs of its own
+                app.add_typer(module.app, name=verb, help=summary)
+                continue
+            command = module.command
         else:
             command = _elsewhere
         app.command(verb, help=summary)(command)

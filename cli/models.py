@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parallax.cli import flags
-from parallax.cli.client import ClusterClient
+from parallax.cli.client import connect
 from parallax.cli.console import configure_logging, printable
 from parallax.fabric.settings import ClientSettings, load
 
@@ -20,14 +20,26 @@ def command(
     url: flags.Url = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
     """Lists the models that may be chosen, and which one is served."""
     settings = load(
-        ClientSettings, {"url": url, "host": host, "port": port, "log_level": log_level}
+        ClientSettings,
+        {
+            "url": url,
+            "host": host,
+            "port": port,
+            "state_dir": state_dir,
+            "api_key": api_key,
+            "ca_file": ca_file,
+            "log_level": log_level,
+        },
     )
     configure_logging(settings.log_level)
-    client = ClusterClient(settings.base_url)
+    client = connect(settings)
     served = {str(model.get("id")) for model in client.get("/v1/models").get("data") or []}
     catalog = client.get("/model/list").get("data") or []
     known = {str(model.get("name")) for model in catalog}

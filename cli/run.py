@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,27 @@ def command(
             help="Draft ahead of an answer that is alone, from what it repeats. [default: on]",
         ),
     ] = None,
+    keys: Annotated[
+        bool | None,
+        typer.Option(
+            "--keys/--no-keys",
+            help="Ask for API keys over HTTP. [default: as soon as --host is not loopback]",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="HTTP over TLS: the certificate, a PEM file.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="The certificate's key, a PEM file without a password.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin that may use the API; may be repeated."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="One more name that HTTP answers to; may be repeated."),
+    ] = None,
     host: flags.Host = None,
     port: flags.Port = None,
     grpc_port: flags.GrpcPort = None,
@@ -48,6 +70,11 @@ def command(
             "model": model,
             "nodes": nodes,
             "speculation": speculation,
+            "keys": None if keys is None else "required" if keys else "off",
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "cors_origin": cors_origin or None,
+            "allowed_host": allowed_host or None,
             "host": host,
             "port": port,
             "grpc_port": grpc_port,

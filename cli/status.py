@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from parallax.cli import flags
-from parallax.cli.client import ClusterClient, cluster_status, status_data
+from parallax.cli.client import cluster_status, connect, status_data
 from parallax.cli.console import configure_logging
 from parallax.cli.tables import status_view
 from parallax.fabric.settings import ClientSettings, load
@@ -24,14 +24,26 @@ def command(
     url: flags.Url = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
     """Shows the model, the nodes, the rings and the requests of a running cluster."""
     settings = load(
-        ClientSettings, {"url": url, "host": host, "port": port, "log_level": log_level}
+        ClientSettings,
+        {
+            "url": url,
+            "host": host,
+            "port": port,
+            "state_dir": state_dir,
+            "api_key": api_key,
+            "ca_file": ca_file,
+            "log_level": log_level,
+        },
     )
     configure_logging(settings.log_level)
-    client = ClusterClient(settings.base_url)
+    client = connect(settings)
     console = Console(highlight=False)
     if not watch:
         status = cluster_status(client)

@@ -12,9 +12,18 @@
     │   ├── UnknownToken             no such join token (token)
     │   ├── UnknownPath              no such page or endpoint
     │   ├── WrongMethod              the endpoint takes other methods
-    │   └── BodyTooLarge             the body is over the limit
+    │   ├── BodyTooLarge             the body is over the limit
+    │   ├── WrongMediaType           the body is said to be no JSON
+    │   ├── TooSlow                  the request did not come in time
+    │   ├── KeyRefused               no API key, or one that does not count
+    │   ├── AdminOnly                the API key is not an admin's
+    │   ├── UnknownKey               no API key has this id
+    │   ├── WrongHost                the Host header names somebody else
+    │   └── CrossSite                another site's page asks
     ├── CapacityError                right request, not now
     │   ├── QueueFull                the queue is full (retry_after_s)
+    │   ├── KeyLimited               the API key is over its limits (retry_after_s)
+    │   ├── TooManyConnections       HTTP takes no more of them
     │   ├── QueueTimeout             waited too long for a ring (retry_after_s)
     │   ├── NoRing                   no ring serves this model
     │   └── RingLost                 the ring broke and no other could go on
@@ -146,6 +155,34 @@ class BodyTooLarge(RequestError):
     FIELDS = ("limit_bytes",)
 
 
+class WrongMediaType(RequestError):
+    """The body is said to be something other than JSON."""
+
+
+class TooSlow(RequestError):
+    """The request did not come in time."""
+
+
+class KeyRefused(RequestError):
+    """No API key came along, or one that does not count."""
+
+
+class AdminOnly(RequestError):
+    """The API key is not an admin's."""
+
+
+class UnknownKey(RequestError):
+    """No API key has this id."""
+
+
+class WrongHost(RequestError):
+    """The Host header names somebody else, as after DNS rebinding."""
+
+
+class CrossSite(RequestError):
+    """Another site's page asks, and it is not one that may."""
+
+
 class CapacityError(ParallaxError):
     """The request is right; it cannot be served now."""
 
@@ -154,6 +191,16 @@ class QueueFull(CapacityError):
     """No place is left in the queue."""
 
     FIELDS = ("retry_after_s",)
+
+
+class KeyLimited(CapacityError):
+    """The API key is over its rate, or has too many requests at a time."""
+
+    FIELDS = ("retry_after_s",)
+
+
+class TooManyConnections(CapacityError):
+    """HTTP has as many connections as it takes, in all or from one address."""
 
 
 class QueueTimeout(CapacityError):
@@ -310,8 +357,17 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     UnknownPath: Row(404, _C.UNIMPLEMENTED, _INVALID, "not_found", 2),
     WrongMethod: Row(405, _C.UNIMPLEMENTED, _INVALID, "method_not_allowed", 2),
     BodyTooLarge: Row(413, _C.RESOURCE_EXHAUSTED, _INVALID, "body_too_large", 2),
+    WrongMediaType: Row(415, _C.INVALID_ARGUMENT, _INVALID, "unsupported_media_type", 2),
+    TooSlow: Row(408, _C.DEADLINE_EXCEEDED, _INVALID, "request_timeout", 2),
+    KeyRefused: Row(401, _C.UNAUTHENTICATED, _INVALID, "invalid_api_key", 2),
+    AdminOnly: Row(403, _C.PERMISSION_DENIED, _INVALID, "admin_key_required", 2),
+    UnknownKey: Row(404, _C.NOT_FOUND, _INVALID, "key_not_found", 2),
+    WrongHost: Row(421, _C.FAILED_PRECONDITION, _INVALID, "wrong_host", 2),
+    CrossSite: Row(403, _C.PERMISSION_DENIED, _INVALID, "cross_site", 2),
     CapacityError: Row(503, _C.UNAVAILABLE, _SERVER, "unavailable", 3),
     QueueFull: Row(429, _C.RESOURCE_EXHAUSTED, _LIMIT, "queue_full", 3),
+    KeyLimited: Row(429, _C.RESOURCE_EXHAUSTED, _LIMIT, "rate_limit_exceeded", 3),
+    TooManyConnections: Row(429, _C.RESOURCE_EXHAUSTED, _LIMIT, "too_many_connections", 3),
     QueueTimeout: Row(429, _C.RESOURCE_EXHAUSTED, _LIMIT, "pipelines_busy", 3),
     NoRing: Row(503, _C.UNAVAILABLE, _SERVER, "routing_not_ready", 3),
     RingLost: Row(503, _C.UNAVAILABLE, _SERVER, "ring_lost", 3),

@@ -39,6 +39,16 @@ class Limits(BaseModel):
     request_s: Positive = 600.0  # deadline of a whole request
     body_bytes: Count = 4 << 20
     disconnect_s: Positive = 2.0
+
+    # HTTP connections.
+    header_line_bytes: Count = 8190  # the request line, and each header
+    header_lines: Count = 100
+    header_s: Positive = 10.0  # from a connection, or its next first byte, to a whole head
+    body_s: Positive = 60.0  # from there to a whole body
+    keepalive_s: Positive = 75.0  # a connection without a request
+    reader_s: Positive = 60.0  # what was written for a client and it does not take
+    connections: Count = 2048
+    connections_per_address: Count = 512  # loopback, where proxies are, is not held to it
     stream_buffer_events: Count = 1024  # ready for one client; beyond that nothing is read for it
 
     # The ring.

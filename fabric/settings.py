@@ -22,17 +22,20 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from parallax.fabric.errors import BadSetting
+from parallax.fabric.hosts import ANYWHERE, host_of, is_loopback
 from parallax.fabric.limits import Limits
 
 PREFIX = "PARALLAX_"
@@ -49,6 +52,35 @@ LogLevel = Annotated[
 ]
 Memory = Annotated[ByteSize, Field(gt=0)]  # "8GB" is 8e9 bytes, "8GiB" 8 x 2**30
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+def _listed(value: object) -> object:
+    """Lists in variables are written "a, b"."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _origin(value: str) -> str:
+    scheme, separator, rest = value.lower().partition("://")
+    if scheme not in ("http", "https") or not separator or host_of(rest) is None:
+        raise ValueError("an origin is written http://HOST or https://HOST, with :PORT if need be")
+    return f"{scheme}://{rest}"
+
+
+def _host_name(value: str) -> str:
+    host = host_of(value)
+    if host is None or host != value.lower().rstrip("."):
+        raise ValueError("it is no name of a host; it is written without scheme and port")
+    return host
+
+
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_listed)
+]
+HostNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_listed)
+]
 
 
 def host_name() -> str:
@@ -99,10 +131,33 @@ class SchedulerSettings(Settings):
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     speculation: bool = True  # drafts for a lone answer, which never change it
 
+    # Whether HTTP asks for API keys; "auto": as soon as it listens beyond loopback.
+    keys: Literal["auto", "required", "off"] = "auto"
+    tls_cert: Folder | None = None
+    tls_key: Folder | None = None
+    cors_origin: Origins = ()  # whose pages may ask, besides our own
+    allowed_host: HostNames = ()  # names of this server, besides the machine's own
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether HTTP can be reached from other machines."""
+        return not is_loopback(self.host)
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether HTTP asks for API keys."""
+        return self.keys == "required" or (self.keys == "auto" and self.beyond_loopback)
+
     @model_validator(mode="after")
     def _ports_differ(self) -> SchedulerSettings:
         if self.port == self.grpc_port != 0:
             raise ValueError("port and grpc_port must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_whole(self) -> SchedulerSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: give both, or none")
         return self
 
 
@@ -118,14 +173,15 @@ class ClientSettings(Settings):
     """A client of a running cluster: ``parallax chat``, ``status`` and the like."""
 
     url: str | None = None
+    api_key: SecretStr | None = None  # None: what a scheduler of this state directory wrote
+    ca_file: Folder | None = None  # PEM certificates to trust besides the system's
 
     @property
     def base_url(self) -> str:
         """Where the cluster's HTTP is, without a slash at the end."""
         if self.url:
             return self.url.rstrip("/")
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-        host = anywhere.get(self.host, self.host)
+        host = ANYWHERE.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 

@@ -14,12 +14,18 @@ from parallax.fabric.claim import claim
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
 from parallax.fabric.events import Event, Problem, Started, Stopped
+from parallax.fabric.hosts import ANYWHERE, own_names
 from parallax.fabric.identity import load_identity
+from parallax.fabric.local_key import LocalKey, kept
 from parallax.fabric.settings import SchedulerSettings, host_name
 from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler.api_keys import KeyRing, new_secret
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import EnrolService, MembershipService
+from parallax.scheduler.http.access import Access, notices
 from parallax.scheduler.http.server import make_app, serve
+from parallax.scheduler.http.tls import server_context
+from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.store import Store
 
@@ -39,6 +45,9 @@ async def serve_scheduler(
     limits = settings.limits
     async with AsyncExitStack() as closing:
         closing.enter_context(claim(settings.state_dir, "scheduler"))
+        tls = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            tls = server_context(settings.tls_cert, settings.tls_key)
         identity = load_identity(settings.state_dir / "identity.key")
         store = await closing.enter_async_context(await Store.open(settings.state_dir))
         metrics = Metrics()
@@ -74,9 +83,21 @@ async def serve_scheduler(
         )
         closing.push_async_callback(stop_listening, enrol_server)
 
-        app = make_app(cluster, limits=limits, metrics=metrics)
-        runner, http_port = await serve(app, settings.host, settings.port)
+        key_store = await KeyStore.open(store)
+        local_secret = new_secret()
+        app = make_app(
+            cluster,
+            limits=limits,
+            metrics=metrics,
+            access=Access.of(settings, own_names()),
+            keys=KeyRing(await key_store.all(), local_secret),
+            key_store=key_store,
+        )
+        runner, http_port = await serve(app, settings.host, settings.port, tls)
         closing.push_async_callback(runner.cleanup)
+        shown = str(settings.tls_cert) if settings.tls_cert else None
+        local = LocalKey(settings.host, http_port, local_secret, shown)
+        closing.enter_context(kept(settings.state_dir, local))
         closing.push_async_callback(cluster.stop)
 
         on_event(
@@ -85,9 +106,12 @@ async def serve_scheduler(
                 http_port=http_port,
                 enrol_port=enrol_port,
                 cluster_port=cluster_port,
-                page=f"http://{host_port(shown_host(settings.host), http_port)}",
+                page=f"{'https' if tls else 'http'}://"
+                f"{host_port(ANYWHERE.get(settings.host, settings.host), http_port)}",
                 join_command=cluster.join_command(),
-                notice="" if settings.loopback_only else OPEN_NETWORK_NOTICE,
+                notice="\n".join(
+                    [*notices(settings), *([] if settings.loopback_only else [OPEN_NETWORK_NOTICE])]
+                ),
             )
         )
         try:
@@ -113,8 +137,3 @@ async def serve_scheduler(
                 task.cancel()
             await asyncio.gather(asked, starting, return_exceptions=True)
     on_event(Stopped())
-
-
-def shown_host(host: str) -> str:
-    """An address to open in a browser on this machine, for where HTTP listens."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

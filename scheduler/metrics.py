@@ -128,6 +128,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._refused = Counter(
+            "parallax_http_refused",
+            "HTTP requests and connections refused for how they came, by reason",
+            ["reason"],
+            registry=registry,
+        )
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -141,6 +147,10 @@ class Metrics:
         self._requests.labels(outcome).inc()
         self._completion_tokens.inc(completion_tokens)
         self._whole.observe(duration_s)
+
+    def refused(self, reason: str) -> None:
+        """A request or a connection was refused before anybody looked at what it asks."""
+        self._refused.labels(reason).inc()
 
     def set_queue(self, waiting: int, running: int) -> None:
         """How many requests wait for a ring, and how many are on one."""

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE
 from parallax.fabric.events import Loading
+from parallax.fabric.settings import SchedulerSettings
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.http.access import notices
 from parallax.scheduler.membership import Member, NodeState
 from parallax.scheduler.reconciler import Ring, RingState
 
@@ -45,8 +47,12 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
         "queue": {"waiting": cluster.requests.waiting, "running": cluster.requests.running},
         "missing_bytes": cluster.missing_bytes,
         "problem": cluster.problem.sentence if cluster.problem else None,
-        "notice": "" if cluster.settings.loopback_only else OPEN_NETWORK_NOTICE,
+        "notice": " ".join(_notices(cluster.settings)),
     }
+
+
+def _notices(settings: SchedulerSettings) -> list[str]:
+    return notices(settings) + ([] if settings.loopback_only else [OPEN_NETWORK_NOTICE])
 
 
 def _node(cluster: ClusterService, member: Member) -> dict[str, object]:

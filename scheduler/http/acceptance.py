@@ -15,6 +15,7 @@ from parallax.fabric.errors import InvalidRequest, NoRing, PromptTooLong, Unknow
 from parallax.scheduler.generation import Generation, Sampling, ServedModel
 from parallax.scheduler.http.choices import Choices
 from parallax.scheduler.http.flow import Flow
+from parallax.scheduler.http.guard import holder_of
 from parallax.scheduler.http.keys import CLUSTER, LIMITS, METRICS, TOKENIZERS
 from parallax.scheduler.http.messages import for_template
 from parallax.scheduler.http.requests import ChatRequest, parse_chat, read_json
@@ -94,9 +95,12 @@ async def accept(request: web.Request, began_s: float) -> Chat:
 def client_of(request: web.Request) -> str:
     """Whose request it is: the queue is fair between those that differ here.
 
-    The address that the connection comes from. What a request says of itself (`user`, forwarding
-    headers) does not count, or one client could be many.
+    Whose key it brings, else the address that the connection comes from. What a request says of
+    itself (`user`, forwarding headers) does not count, or one client could be many.
     """
+    holder = holder_of(request)
+    if holder is not None:
+        return holder.id
     return (request.remote or "").removeprefix("::ffff:")  # IPv4 on a socket that takes both
 
 

@@ -12,6 +12,7 @@ from parallax.fabric.errors import InternalError, ParallaxError, RingLost
 from parallax.scheduler.http import errors, sse
 from parallax.scheduler.http.acceptance import Chat, accept
 from parallax.scheduler.http.flow import Arrival, Flow
+from parallax.scheduler.http.guard import holder_of
 from parallax.scheduler.http.keys import LIMITS, METRICS
 
 KEEP_ALIVE_S = 10.0
@@ -53,6 +54,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     finally:
         tokens = 0 if chat is None else chat.choices.tokens
         metrics.ended(outcome, tokens, perf_counter() - began_s)
+        holder = holder_of(request)
+        if chat is not None and holder is not None:
+            holder.used(len(chat.generation.prompt), tokens)
 
 
 async def _whole(request: web.Request, chat: Chat) -> web.StreamResponse:

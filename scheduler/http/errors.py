@@ -10,26 +10,45 @@ from typing import Any
 from aiohttp import web
 
 from parallax.fabric.errors import (
+    AdminOnly,
+    BodyTooLarge,
     CapacityError,
+    CrossSite,
     InternalError,
     InvalidRequest,
+    KeyLimited,
+    KeyRefused,
     NoRing,
     ParallaxError,
     QueueFull,
     QueueTimeout,
     RingLost,
+    TooSlow,
     UnknownPath,
+    WrongHost,
+    WrongMediaType,
     WrongMethod,
 )
 from parallax.fabric.limits import Limits
-from parallax.scheduler.http.keys import LIMITS
+from parallax.scheduler.http.keys import LIMITS, METRICS
 from parallax.scheduler.http.requests import too_large
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_RETRYABLE = (QueueFull, QueueTimeout, NoRing, RingLost)
+_RETRYABLE = (QueueFull, QueueTimeout, NoRing, RingLost, KeyLimited)
+# Refused for how they come, not for what they ask; counted by code.
+_AT_THE_DOOR = (
+    AdminOnly,
+    BodyTooLarge,
+    CrossSite,
+    KeyLimited,
+    KeyRefused,
+    TooSlow,
+    WrongHost,
+    WrongMediaType,
+)
 
 
 def body(error: ParallaxError) -> dict[str, Any]:
@@ -51,6 +70,10 @@ def response(error: ParallaxError, limits: Limits) -> web.Response:
         headers["Retry-After"] = error.fields.get("retry_after_s", str(limits.retry_after_s))
     if isinstance(error, WrongMethod):
         headers["Allow"] = error.fields.get("allowed", "")
+    if isinstance(error, KeyRefused):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooSlow):
+        headers["Connection"] = "close"
     return web.Response(
         body=json.dumps(body(error)).encode(),
         status=error.row.http,
@@ -66,13 +89,18 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ParallaxError as error:
+        if isinstance(error, _AT_THE_DOOR):
+            request.app[METRICS].refused(error.row.code)
         if error.row.http >= 500 and not isinstance(error, CapacityError):
             _log.warning("%s %s: %s", request.method, request.path, error)
         return response(error, limits)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return response(from_aiohttp(request, error, limits), limits)
+        told = from_aiohttp(request, error, limits)
+        if isinstance(told, _AT_THE_DOOR):
+            request.app[METRICS].refused(told.row.code)
+        return response(told, limits)
     except ConnectionError:
         raise  # the client is gone: there is nobody to answer
     except Exception as error:

@@ -7,7 +7,10 @@ import asyncio
 from aiohttp import web
 
 from parallax.fabric.limits import Limits
+from parallax.scheduler.api_keys import KeyRing
 from parallax.scheduler.generation import Cluster
+from parallax.scheduler.http.access import Access
+from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.text.tokenizer import Tokenizers
 
@@ -17,4 +20,7 @@ LIMITS = web.AppKey("limits", Limits)
 METRICS = web.AppKey("metrics", Metrics)
 TOKENIZERS = web.AppKey("tokenizers", Tokenizers)
 TASKS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("tasks", set)
+ACCESS = web.AppKey("access", Access)
+KEY_RING = web.AppKey("key_ring", KeyRing)
+KEY_STORE: web.AppKey[KeyStore | None] = web.AppKey("key_store")  # None: in memory alone
 CLOSING = web.AppKey("closing", asyncio.Event)

@@ -10,7 +10,7 @@ import pydantic_core
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from parallax.fabric.errors import BodyTooLarge, InvalidRequest, UnsupportedField
+from parallax.fabric.errors import BodyTooLarge, InvalidRequest, TooSlow, UnsupportedField
 from parallax.fabric.limits import Limits
 
 MAX_STOPS = 16
@@ -220,15 +220,20 @@ async def read_json(request: web.Request, limits: Limits) -> dict[str, Any]:
 
     Raises:
         BodyTooLarge: it is over ``limits.body_bytes``.
-        InvalidRequest: it is no JSON object, or took too long to come.
+        TooSlow: it did not come in time.
+        InvalidRequest: it is no JSON object.
     """
     if request.content_length is not None and request.content_length > limits.body_bytes:
         raise too_large(limits)
     try:
-        async with asyncio.timeout(limits.request_s):
+        async with asyncio.timeout(limits.body_s):
             body = await request.read()
     except TimeoutError as error:
-        raise InvalidRequest("The request's body did not come in time") from error
+        raise TooSlow(
+            "The request's body did not come in time",
+            f"It was not there after {limits.body_s:g} s",
+            "Send it faster, or send less",
+        ) from error
     except web.RequestPayloadError as error:
         why = " ".join(str(error).split())
         raise InvalidRequest("The request's body cannot be read", why) from error

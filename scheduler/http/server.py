@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -13,10 +14,25 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from parallax.fabric.errors import BadSetting, PortInUse
 from parallax.fabric.limits import Limits
+from parallax.scheduler.api_keys import KeyRing
 from parallax.scheduler.generation import Cluster, ServedModel
-from parallax.scheduler.http import chat, models, page, setup, status
+from parallax.scheduler.http import api_keys, chat, models, page, setup, status
+from parallax.scheduler.http.access import Access
+from parallax.scheduler.http.connections import Site
 from parallax.scheduler.http.errors import errors
-from parallax.scheduler.http.keys import CLOSING, CLUSTER, LIMITS, METRICS, TASKS, TOKENIZERS
+from parallax.scheduler.http.guard import add_headers, guard
+from parallax.scheduler.http.keys import (
+    ACCESS,
+    CLOSING,
+    CLUSTER,
+    KEY_RING,
+    KEY_STORE,
+    LIMITS,
+    METRICS,
+    TASKS,
+    TOKENIZERS,
+)
+from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.text.tokenizer import Tokenizers
 
@@ -24,23 +40,44 @@ _FOLLOW_S = 0.5
 _protocol_log = logging.getLogger(__name__ + ".protocol")
 
 
-def make_app(cluster: Cluster, *, limits: Limits, metrics: Metrics) -> web.Application:
-    """Every endpoint over this cluster."""
-    app = web.Application(middlewares=[errors], client_max_size=limits.body_bytes)
+def make_app(
+    cluster: Cluster,
+    *,
+    limits: Limits,
+    metrics: Metrics,
+    access: Access | None = None,
+    keys: KeyRing | None = None,
+    key_store: KeyStore | None = None,
+) -> web.Application:
+    """Every endpoint over this cluster.
+
+    Args:
+        access: who may reach it; None: as on loopback, without keys.
+        keys: those that count already; None: none do.
+        key_store: where keys and their usage are kept; None: in memory alone.
+    """
+    app = web.Application(middlewares=[errors, guard], client_max_size=limits.body_bytes)
+    app[ACCESS] = access or Access()
+    app[KEY_RING] = keys or KeyRing()
+    app[KEY_STORE] = key_store
     app[CLUSTER] = cluster
     app[LIMITS] = limits
     app[METRICS] = metrics
     app[TOKENIZERS] = Tokenizers()
     app[TASKS] = set()
     app[CLOSING] = asyncio.Event()
-    for group in (chat, models, status, setup, page):
+    for group in (chat, models, status, setup, api_keys, page):
         app.add_routes(group.routes())
     app.cleanup_ctx.append(_text)
+    app.cleanup_ctx.append(api_keys.usage_written)
+    app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_close_streams)
     return app
 
 
-async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+async def serve(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> tuple[web.AppRunner, int]:
     """Listen, and say at which port; 0 takes a free one. ``runner.cleanup()`` ends it.
 
     Raises:
@@ -56,10 +93,14 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
         access_log=None,
         logger=_protocol_log,
         shutdown_timeout=limits.drain_s,
+        keepalive_timeout=limits.keepalive_s,
+        max_line_size=limits.header_line_bytes,
+        max_field_size=limits.header_line_bytes,
+        max_headers=limits.header_lines,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await Site(runner, host, port, limits=limits, metrics=app[METRICS], tls=tls).start()
     except OSError as error:
         await runner.cleanup()
         if error.errno == errno.EADDRINUSE:

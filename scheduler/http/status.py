@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from parallax.fabric.version import VERSION
+from parallax.scheduler.http.guard import holder_of, is_admin
 from parallax.scheduler.http.keys import CLOSING, CLUSTER, METRICS
 from parallax.scheduler.metrics import CONTENT_TYPE
 
@@ -33,7 +34,10 @@ async def stream(request: web.Request) -> web.StreamResponse:
     )
     await response.prepare(request)
     closing = request.app[CLOSING]
+    holder = holder_of(request)
     while request.method != "HEAD" and not closing.is_set():
+        if holder is not None and holder.revoked:
+            break
         await response.write(_status(request) + b"\n")
         try:
             async with asyncio.timeout(STATUS_S):
@@ -74,8 +78,10 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _status(request: web.Request) -> bytes:
-    message = {"type": "cluster_status", "data": request.app[CLUSTER].status()}
-    return json.dumps(message).encode()
+    data = request.app[CLUSTER].status()
+    if not is_admin(request):
+        data = {**data, "node_join_command": ""}  # it lets machines in
+    return json.dumps({"type": "cluster_status", "data": data}).encode()
 
 
 def _json(value: Any) -> web.Response:

@@ -22,6 +22,7 @@ ROWS = 2
 PLACES = 16
 MINE = 12  # of the places, for a client that is alone: three times what stays free
 PATIENCE_S = 120.0
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def ask_from(address: str, port: int, tokens: int) -> int:
         "127.0.0.1", port, timeout=PATIENCE_S, source_address=(address, 0)
     )
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body(tokens)))
+        connection.request("POST", "/v1/chat/completions", json.dumps(body(tokens)), JSON)
         answer = json.load(connection.getresponse())
         return int(answer["usage"]["completion_tokens"])
     finally:
@@ -73,7 +74,7 @@ def test_a_prompt_that_the_memory_can_never_hold_is_told_at_once_how_much_it_can
     assert 256 < model["context_tokens"] < 3000, "less than the model's own 4096"
     connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=PATIENCE_S)
     messages = [{"role": "user", "content": "x" * 3500}]
-    connection.request("POST", "/v1/chat/completions", json.dumps({"messages": messages}))
+    connection.request("POST", "/v1/chat/completions", json.dumps({"messages": messages}), JSON)
     answer = connection.getresponse()
     error = json.load(answer)["error"]
     connection.close()

@@ -107,7 +107,7 @@ def test_a_client_that_goes_frees_its_row_within_two_seconds(two_nodes: Cluster)
         {"messages": MESSAGES, "max_tokens": 3000, "ignore_eos": True, "stream": True}
     ).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
     with socket.create_connection(("127.0.0.1", two_nodes.http_port), timeout=30) as client:

@@ -21,7 +21,7 @@ def test_the_page_may_load_nothing_from_elsewhere_and_nothing_inline(cluster: Cl
     with urllib.request.urlopen(cluster.url + "/", timeout=10) as answer:
         policy = answer.headers["Content-Security-Policy"]
         html = answer.read().decode()
-    assert "default-src 'self'" in policy
+    assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in html
     assert " style=" not in html

@@ -22,7 +22,10 @@ USER = [{"role": "user", "content": "Hi"}]
 
 def request_bytes(**fields) -> bytes:
     body = json.dumps({"messages": USER, **fields}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
@@ -137,7 +140,10 @@ async def test_a_choice_of_model_is_finished_even_if_the_client_leaves(says):
     cluster.choose = slowly
     async with site(cluster) as here:
         body = b'{"model_name": "builtin"}'
-        head = f"POST /scheduler/init HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            "POST /scheduler/init HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(head.encode() + body)
         await began.wait()
@@ -162,7 +168,7 @@ async def test_a_stopping_server_ends_status_streams_at_once(says):
     app = make_app(says("a"), limits=Limits(), metrics=Metrics())
     runner, port = await serve(app, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /cluster/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /cluster/status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     await reader.readuntil(b"cluster_status")
     began_s = perf_counter()
     await runner.cleanup()

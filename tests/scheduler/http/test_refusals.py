@@ -24,6 +24,7 @@ from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
 from tests.scheduler.http.scripted import Scripted, site, until
 
+JSON = {"Content-Type": "application/json"}
 USER = [{"role": "user", "content": "Hi"}]
 
 WRONG = {
@@ -142,7 +143,7 @@ async def test_what_is_no_json_object_is_refused(says, body):
     cluster = says("a")
     async with (
         site(cluster) as here,
-        here.session.post(here.url + "/v1/chat/completions", data=body) as response,
+        here.session.post(here.url + "/v1/chat/completions", data=body, headers=JSON) as response,
     ):
         assert response.status == 400
         assert (await response.json())["error"]["type"] == "invalid_request_error"
@@ -156,8 +157,9 @@ async def test_a_body_over_the_limit_is_413_whether_it_says_so_or_not(says):
             for _ in range(100):
                 yield b" " * 100
 
+        url = here.url + "/v1/chat/completions"
         for data in (b" " * 10_000, unsaid()):
-            async with here.session.post(here.url + "/v1/chat/completions", data=data) as response:
+            async with here.session.post(url, data=data, headers=JSON) as response:
                 assert response.status == 413
                 assert (await response.json())["error"]["code"] == "body_too_large"
         assert (await here.chat())[0] == 200
@@ -316,9 +318,11 @@ async def test_a_model_that_cannot_be_chosen_is_told(says):
     [
         b"GARBAGE\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n"
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: application/json\r\nContent-Encoding: gzip\r\n"
         b"Content-Length: 5\r\n\r\nabcde",
     ],
     ids=["method", "version", "header", "chunk", "gzip"],
@@ -342,7 +346,7 @@ async def test_a_compressed_body_is_read_and_a_bomb_is_413(says):
             async with here.session.post(
                 here.url + "/v1/chat/completions",
                 data=gzip.compress(body),
-                headers={"Content-Encoding": "gzip"},
+                headers=JSON | {"Content-Encoding": "gzip"},
             ) as response:
                 assert response.status == status
 
