@@ -114,7 +114,7 @@ def _table(keys: list[dict[str, Any]]) -> Table:
         "COMPLETION",
         "LAST USED",
     ):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, min_width=12 if column == "ID" else None)
     for key in keys:
         table.add_row(
             str(key["id"]),

@@ -45,6 +45,7 @@ class Limits(BaseModel):
     header_lines: Count = 100
     header_s: Positive = 10.0  # from a connection, or its next first byte, to a whole head
     body_s: Positive = 60.0  # from there to a whole body
+    linger_s: Positive = 2.0  # for the rest of a body that nobody wants, before closing
     keepalive_s: Positive = 75.0  # a connection without a request
     reader_s: Positive = 60.0  # what was written for a client and it does not take
     connections: Count = 2048

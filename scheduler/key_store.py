@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS api_key (
 _USED = """
 UPDATE api_key SET requests = requests + ?, prompt_tokens = prompt_tokens + ?,
     completion_tokens = completion_tokens + ?,
-    last_used = max(coalesce(last_used, 0), ?)
+    last_used = coalesce(max(coalesce(last_used, 0), ?), last_used)
 WHERE id = ?
 """
 

@@ -20,6 +20,8 @@ MAY_IMPORT = {
 PURE = [
     "node/conductor.py",
     "scheduler/admission.py",
+    "scheduler/api_keys.py",
+    "scheduler/http/access.py",
     "scheduler/lifecycle.py",
     "scheduler/membership.py",
     "scheduler/model_facts.py",

@@ -130,6 +130,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
     headers.setdefault("Content-Security-Policy", _POLICY)
+    headers["Server"] = "Parallax"  # and not which versions of what
     access = request.app[ACCESS]
     if access.origins:
         headers["Vary"] = "Origin"

@@ -93,6 +93,7 @@ async def serve(
         access_log=None,
         logger=_protocol_log,
         shutdown_timeout=limits.drain_s,
+        lingering_time=limits.linger_s,
         keepalive_timeout=limits.keepalive_s,
         max_line_size=limits.header_line_bytes,
         max_field_size=limits.header_line_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from parallax.fabric.limits import Limits
+from parallax.scheduler.api_keys import KeyRing
 from parallax.scheduler.generation import (
     CatalogModel,
     Finish,
@@ -21,6 +23,7 @@ from parallax.scheduler.generation import (
     ServedModel,
     Token,
 )
+from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
 
@@ -123,14 +126,22 @@ class Site:
 
 
 @asynccontextmanager
-async def site(cluster: Scripted, **limits: Any) -> AsyncIterator[Site]:
+async def site(
+    cluster: Scripted,
+    *,
+    access: Access | None = None,
+    keys: KeyRing | None = None,
+    tls: ssl.SSLContext | None = None,
+    **limits: Any,
+) -> AsyncIterator[Site]:
     """Serve this cluster at a free port."""
     metrics = Metrics()
-    app = make_app(cluster, limits=Limits(**limits), metrics=metrics)
-    runner, port = await serve(app, "127.0.0.1", 0)
+    app = make_app(cluster, limits=Limits(**limits), metrics=metrics, access=access, keys=keys)
+    runner, port = await serve(app, "127.0.0.1", 0, tls)
     try:
         async with aiohttp.ClientSession() as session:
-            yield Site(cluster, f"http://127.0.0.1:{port}", port, session, metrics, app)
+            url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+            yield Site(cluster, url, port, session, metrics, app)
     finally:
         await runner.cleanup()
 
