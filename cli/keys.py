@@ -17,10 +17,10 @@ from parallax.cli.client import connect
 from parallax.cli.console import configure_logging, printable
 from parallax.fabric.settings import ClientSettings, load
 
-app = typer.Typer(no_args_is_help=True)
+group = typer.Typer(no_args_is_help=True)
 
 
-@app.command("create")
+@group.command("create")
 def create(
     name: Annotated[str, typer.Option(help="Whom or what it is for.")] = "",
     admin: Annotated[
@@ -56,7 +56,7 @@ def create(
     )
 
 
-@app.command("list")
+@group.command("list")
 def listed(
     as_json: flags.Json = False,
     url: flags.Url = None,
@@ -77,7 +77,7 @@ def listed(
         typer.echo("No keys yet: 'parallax keys create' makes one")
 
 
-@app.command("revoke")
+@group.command("revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Its id, as 'parallax keys list' shows it.")],
     url: flags.Url = None,

@@ -53,15 +53,14 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     completing = "_PARALLAX_COMPLETE" in os.environ
     for verb, summary in VERBS.items():
-        if completing or verb == wanted:
-            module = importlib.import_module(f"parallax.cli.{verb}")
-            if hasattr(module, "app"):  # a verb with verbs of its own
-                app.add_typer(module.app, name=verb, help=summary)
-                continue
-            command = module.command
+        if not completing and verb != wanted:
+            app.command(verb, help=summary)(_elsewhere)
+            continue
+        module = importlib.import_module(f"parallax.cli.{verb}")
+        if hasattr(module, "group"):  # a verb with verbs of its own
+            app.add_typer(module.group, name=verb, help=summary)
         else:
-            command = _elsewhere
-        app.command(verb, help=summary)(command)
+            app.command(verb, help=summary)(module.command)
     return app
 
 

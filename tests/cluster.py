@@ -136,9 +136,16 @@ class Cluster:
         self.nodes.append(node)
         return node
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What lets this user in, as it does the command."""
+        told = json.loads((self.folder / "scheduler" / "cli.key").read_text())
+        return {"Authorization": f"Bearer {told['key']}"}
+
     def get(self, path: str, timeout_s: float = 60.0) -> Any:
         """A JSON answer."""
-        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
+        request = urllib.request.Request(self.url + path, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: object, timeout_s: float = 300.0) -> Any:
@@ -146,7 +153,7 @@ class Cluster:
         request = urllib.request.Request(
             self.url + path,
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers=self.headers | {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)

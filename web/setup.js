@@ -59,9 +59,16 @@ export function setup() {
   async function list() {
     listed = true;
     try {
-      const [models, command] = await Promise.all([json("model/list"), json("node/join/command")]);
-      joinCommand = command.data;
-      say(byId("join-command"), joinCommand);
+      const [models, command] = await Promise.all([
+        json("model/list"),
+        json("node/join/command").catch(unlessForbidden),
+      ]);
+      // Whoever may not let machines in may not choose the model either.
+      for (const part of ["join", "choice"]) byId(part).hidden = command === null;
+      if (command !== null) {
+        joinCommand = command.data;
+        say(byId("join-command"), joinCommand);
+      }
       fill(models.data, current);
     } catch (error) {
       listed = false; // the next status tries again
@@ -97,6 +104,12 @@ export function setup() {
       listed = false; // another scheduler may answer next
     },
   };
+}
+
+/** Null for what this key may not see; throws any other failure. */
+function unlessForbidden(error) {
+  if (error.status === 403) return null;
+  throw error;
 }
 
 /** Size and shape of a model in one line. */

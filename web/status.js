@@ -1,6 +1,7 @@
 // The cluster as it is now: its state in a word, its rings and their layers, its nodes.
 
 import { byId, keep, make, say, sayOrHide } from "./dom.js";
+import { locked, unlocked } from "./key.js";
 import { lines, request } from "./stream.js";
 import { bytes, count, layers, percent, plural, range } from "./words.js";
 
@@ -18,11 +19,13 @@ const AGAIN_MS = 1_000;
 export async function watch({ onStatus, onLost }) {
   for (;;) {
     await visible();
+    await unlocked();
     try {
       await follow(onStatus);
     } catch {
       // Whatever ended the stream, the answer is the same: say so, and connect again.
     }
+    if (locked()) continue;
     if (!document.hidden) onLost();
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }

@@ -1,7 +1,11 @@
 // Talking to the scheduler: requests whose failures are sentences, and streamed bodies.
 
+import { authorization, refused } from "./key.js";
+
 /** A failure whose message is a sentence for people. */
-export class Failure extends Error {}
+export class Failure extends Error {
+  status = null; // of the answer, where there was one
+}
 
 const UNREACHABLE = "The scheduler does not answer. Is it still running?";
 
@@ -14,13 +18,16 @@ const UNREACHABLE = "The scheduler does not answer. Is it still running?";
  */
 export async function request(path, options = {}) {
   let response;
+  const key = authorization();
+  const headers = { ...options.headers, ...key };
   try {
-    response = await fetch(path, { cache: "no-store", ...options });
+    response = await fetch(path, { cache: "no-store", ...options, headers });
   } catch (error) {
     throw explained(error);
   }
-  if (!response.ok) throw new Failure(await reason(response));
-  return response;
+  if (response.ok) return response;
+  if (response.status === 401) refused(key);
+  throw Object.assign(new Failure(await reason(response)), { status: response.status });
 }
 
 /**
