@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.cluster import Cluster, boot
+from tests.web.test_chat import add_fields, ask, finished
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,10 +61,10 @@ def test_the_page_asks_for_a_key_and_then_works_as_ever(page: Page, locked: Clus
     unlock(page, f" {key} ")
     expect(page.locator("#state")).to_have_text("Ready")
     expect(page.locator("#join-command")).to_have_text(locked.get("/node/join/command")["data"])
-    page.get_by_label("Your message").fill("Hello")
-    page.keyboard.press("Enter")
-    expect(page.locator(".answer .facts")).to_contain_text("to first token")
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    add_fields(page, max_tokens=5, ignore_eos=True)
+    ask(page, "Hello")
+    finished(page)
+    expect(page.locator(".answer .facts")).to_contain_text("5 tokens")
     assert page.locator(".answer .problem").is_hidden()
 
     page.reload()  # the tab remembers it
@@ -115,8 +116,6 @@ PRIES = """async (url) => {
       outcomes.push("refused");
     }
   }
-  const frame = document.createElement("iframe");
-  frame.src = url;
   const script = document.createElement("script");
   script.src = url + "/words.js";
   outcomes.push(await new Promise((resolve) => {
@@ -128,9 +127,7 @@ PRIES = """async (url) => {
 }"""
 
 
-def test_a_page_of_another_site_neither_reads_nor_changes_anything(
-    page: Page, cluster: Cluster
-) -> None:
+def test_a_page_of_another_site_neither_reads_nor_changes_anything(page: Page) -> None:
     class Elsewhere(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -145,8 +142,10 @@ def test_a_page_of_another_site_neither_reads_nor_changes_anything(
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
-        outcomes = page.evaluate(PRIES, cluster.url)
+        with boot(None, nodes=0) as cluster:
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            outcomes = page.evaluate(PRIES, cluster.url)
+            status = cluster.status()
     finally:
         server.shutdown()
         thread.join()
@@ -154,4 +153,4 @@ def test_a_page_of_another_site_neither_reads_nor_changes_anything(
     # What is opaque was answered with an error, and cannot be read anyhow.
     assert set(outcomes) <= {"refused", "opaque"}, outcomes
     assert outcomes[:2] == ["refused", "refused"]
-    assert cluster.status()["model_name"] == "tiny"
+    assert (status["model_name"], status["choosing"]) == ("", None)
