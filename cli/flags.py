@@ -54,3 +54,6 @@ CaFile = Annotated[
     typer.Option(help="PEM certificates to trust for https, besides the system's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+# Those that say which cluster is meant and how it is reached.
+WHERE = ("url", "host", "port", "state_dir", "api_key", "ca_file", "log_level")

@@ -24,6 +24,15 @@ def command(
             help="PEER_ID, host:port or PEER_ID@host:port. [default: the network's only one]",
         ),
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Lets this node in; the join command has it. Other users of this machine can see "
+            "it among the arguments of its processes, which the variable PARALLAX_TOKEN avoids. "
+            "[default: wait for approval]",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -46,6 +55,7 @@ def command(
         NodeSettings,
         {
             "scheduler": scheduler,
+            "token": token or None,
             "memory": memory,
             "name": name,
             "grpc_port": grpc_port,

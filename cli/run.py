@@ -55,6 +55,13 @@ def command(
         list[str] | None,
         typer.Option(help="One more name that HTTP answers to; may be repeated."),
     ] = None,
+    open_to_all: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open",
+            help="Let every node in, whoever runs it: no tokens, no approvals. [default: off]",
+        ),
+    ] = None,
     host: flags.Host = None,
     port: flags.Port = None,
     grpc_port: flags.GrpcPort = None,
@@ -75,6 +82,7 @@ def command(
             "tls_key": tls_key,
             "cors_origin": cors_origin or None,
             "allowed_host": allowed_host or None,
+            "open": open_to_all,
             "host": host,
             "port": port,
             "grpc_port": grpc_port,

@@ -33,6 +33,12 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         parts.append(head)
     nodes = status.get("node_list") or []
     parts.append(nodes_table(nodes) if nodes else Text("No nodes yet"))
+    pending = status.get("pending_nodes") or []
+    if pending:
+        parts.append(Text(f"{len(pending)} waiting to be let in:", style="yellow"))
+        parts.append(pending_table(pending))
+    if status.get("open"):
+        parts.append(Text("ADMISSION IS OFF: every node is let in", style="bold red"))
     for ring in status.get("rings") or []:
         parts.append(Text(ring_line(ring)))
     queue = status.get("queue") or {}
@@ -66,6 +72,46 @@ def nodes_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
             Text(short_id(str(node.get("node_id", "")))),
         )
     return table
+
+
+def pending_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each node that waits to be let in."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NODE", "ADDRESS", "FINGERPRINT", "ID"):
+        table.add_column(column, no_wrap=True)
+    for node in nodes:
+        cells = [Text(printable(str(node.get(k, "?")))) for k in ("name", "address", "fingerprint")]
+        table.add_row(*cells, Text(short_id(str(node.get("node_id", "")))))
+    return table
+
+
+def tokens_table(tokens: Sequence[Mapping[str, Any]], now: float) -> Table:
+    """One row for each token; ``now`` is seconds since 1970."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("ID", "STATE", "USES", "EXPIRES", "NOTE"):
+        table.add_column(column, no_wrap=column != "NOTE")
+    for token in tokens:
+        state = str(token.get("state", "?"))
+        limit = token.get("uses_limit")
+        table.add_row(
+            Text(printable(str(token.get("id", "?")))),
+            Text(printable(state), style="green" if state == "good" else "yellow"),
+            f"{token.get('uses', 0)}" + ("" if limit is None else f" of {limit}"),
+            span(float(token.get("expires", now)) - now),
+            Text(printable(str(token.get("note", "")))),
+        )
+    return table
+
+
+def span(seconds: float) -> str:
+    """A length of time in its two largest units: "in 3 h 12 min", "2 d 4 h ago"."""
+    minutes = round(abs(seconds) / 60)
+    (days, rest), parts = divmod(minutes, 1440), []
+    for number, unit in ((days, "d"), (rest // 60, "h"), (rest % 60, "min")):
+        if number or parts:
+            parts.append(f"{number} {unit}")
+    text = " ".join(parts[:2]) or "0 min"
+    return f"in {text}" if seconds >= 0 else f"{text} ago"
 
 
 def ring_line(ring: Mapping[str, Any]) -> str:

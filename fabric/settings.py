@@ -15,7 +15,7 @@ import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -130,6 +130,7 @@ class SchedulerSettings(Settings):
     model: str | None = None
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     speculation: bool = True  # drafts for a lone answer, which never change it
+    open: bool = False  # every node is let in, whoever runs it
 
     # Whether HTTP asks for API keys; "auto": as soon as it listens beyond loopback.
     keys: Literal["auto", "required", "off"] = "auto"
@@ -165,6 +166,7 @@ class NodeSettings(Settings):
     """A node: ``parallax join``."""
 
     scheduler: str | None = None  # PEER_ID, host:port or PEER_ID@host:port; None: look around
+    token: SecretStr | None = None  # lets this node in the first time
     memory: Memory | None = None  # the most it may hold
     name: Name = Field(default_factory=host_name)
 
@@ -187,6 +189,13 @@ class ClientSettings(Settings):
 
 KINDS: tuple[type[Settings], ...] = (SchedulerSettings, NodeSettings, ClientSettings)
 KNOWN = frozenset(key for kind in KINDS for key in kind.model_fields)
+
+SECRET = frozenset(
+    key
+    for kind in KINDS
+    for key, field in kind.model_fields.items()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+)
 
 S = TypeVar("S", bound=Settings)
 
@@ -250,8 +259,9 @@ def _explained(error: ValidationError, flags: Mapping[str, object]) -> BadSettin
         return BadSetting("The settings contradict each other", reason, "Change one of them")
     key = ".".join(place)
     found = _source(place, flags)
+    shown = "(not shown)" if place[0] in SECRET else repr(first["input"])
     return BadSetting(
-        f"The setting '{key}' has a wrong value: {first['input']!r} ({found})",
+        f"The setting '{key}' has a wrong value: {shown} ({found})",
         reason,
         "Correct it there; --help says what it can be",
         setting=key,

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
-from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
+from parallax.fabric.channels import listen, stop_listening
 from parallax.fabric.claim import claim
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
@@ -22,11 +22,12 @@ from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.api_keys import KeyRing, new_secret
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import EnrolService, MembershipService
-from parallax.scheduler.http.access import Access, notices
+from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.http.tls import server_context
 from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.metrics import Metrics
+from parallax.scheduler.status import notices_of
 from parallax.scheduler.store import Store
 
 
@@ -52,6 +53,7 @@ async def serve_scheduler(
         store = await closing.enter_async_context(await Store.open(settings.state_dir))
         metrics = Metrics()
         cluster = ClusterService(settings, identity.peer_id, store, metrics, on_event)
+        await cluster.gate.start()
         addresses = listening_addresses(loopback_only=settings.loopback_only)
 
         def members(server: grpc.aio.Server) -> None:
@@ -92,6 +94,7 @@ async def serve_scheduler(
             access=Access.of(settings, own_names()),
             keys=KeyRing(await key_store.all(), local_secret),
             key_store=key_store,
+            gate=cluster.gate,
         )
         runner, http_port = await serve(app, settings.host, settings.port, tls)
         closing.push_async_callback(runner.cleanup)
@@ -109,9 +112,7 @@ async def serve_scheduler(
                 page=f"{'https' if tls else 'http'}://"
                 f"{host_port(ANYWHERE.get(settings.host, settings.host), http_port)}",
                 join_command=cluster.join_command(),
-                notice="\n".join(
-                    [*notices(settings), *([] if settings.loopback_only else [OPEN_NETWORK_NOTICE])]
-                ),
+                notice="\n".join(notices_of(settings)),
             )
         )
         try:

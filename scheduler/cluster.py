@@ -29,6 +29,7 @@ from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.formation import Formation
+from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
 from parallax.scheduler.head_metrics import HeadMetrics
 from parallax.scheduler.membership import (
@@ -74,6 +75,14 @@ class ClusterService:
         self._limits = settings.limits
         self._store = store
         self._on_event = on_event
+        self.gate = Gate(
+            peer_id,
+            store,
+            metrics,
+            on_event,
+            open_to_all=settings.open,
+            token_s=self._limits.join_token_s,
+        )
         self._roster = Roster(peer_id, self._limits)
         self.members = self._roster.members
         self._metrics = metrics
@@ -108,6 +117,7 @@ class ClusterService:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
         self._tasks.start(self._watch())
+        self._tasks.start(self.gate.keep_renewing())
         remembered = await self._store.choice()
         if self.settings.model is not None:
             await self.choose(self.settings.model, self.settings.nodes, True)
@@ -156,8 +166,8 @@ class ClusterService:
         return status_of(self)
 
     def join_command(self) -> str:
-        """What to type on another machine."""
-        return f"parallax join -s {self.peer_id}"
+        """What to type on another machine, with a token: for admins' eyes."""
+        return self.gate.join_command()
 
     async def choose(self, model: str, nodes: int, local_network: bool) -> None:
         """Looks a model up and makes it the cluster's, in place of the one before.

@@ -111,7 +111,7 @@ class Cluster(Protocol):
         ...
 
     def join_command(self) -> str:
-        """``parallax join -s PEER_ID``."""
+        """``parallax join -s PEER_ID --token TOKEN``."""
         ...
 
     async def choose(self, model: str, nodes: int, local_network: bool) -> None:

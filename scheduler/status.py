@@ -8,6 +8,7 @@ from parallax.fabric.channels import OPEN_NETWORK_NOTICE
 from parallax.fabric.events import Loading
 from parallax.fabric.settings import SchedulerSettings
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.admission_values import Pending
 from parallax.scheduler.http.access import notices
 from parallax.scheduler.membership import Member, NodeState
 from parallax.scheduler.reconciler import Ring, RingState
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from parallax.scheduler.cluster import ClusterService
 
 GB = 1 << 30
+OPEN_TO_ALL_NOTICE = (
+    "ADMISSION IS OFF (--open): whoever reaches this scheduler becomes a node of it, and nodes see "
+    "what is asked and answered."
+)
 
 
 def status_of(cluster: ClusterService) -> dict[str, object]:
@@ -38,8 +43,10 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
         "status": "available" if ready else "waiting",
         "model_name": chosen.folder.name if chosen else "",
         "init_nodes_num": wanted,
-        "node_join_command": cluster.join_command(),
+        "node_join_command": cluster.gate.plain_join_command(),
         "node_list": [_node(cluster, member) for member in cluster.members.members()],
+        "pending_nodes": [pending_of(pending) for pending in cluster.gate.pending()],
+        "open": cluster.gate.open,
         "need_more_nodes": not ready and (len(usable) < wanted or short),
         "model": model,
         "choosing": cluster.choosing,
@@ -47,12 +54,26 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
         "queue": {"waiting": cluster.requests.waiting, "running": cluster.requests.running},
         "missing_bytes": cluster.missing_bytes,
         "problem": cluster.problem.sentence if cluster.problem else None,
-        "notice": " ".join(_notices(cluster.settings)),
+        "notice": " ".join(notices_of(cluster.settings)),
     }
 
 
-def _notices(settings: SchedulerSettings) -> list[str]:
-    return notices(settings) + ([] if settings.loopback_only else [OPEN_NETWORK_NOTICE])
+def notices_of(settings: SchedulerSettings) -> list[str]:
+    """What people should be warned of."""
+    found = [OPEN_TO_ALL_NOTICE] if settings.open else []
+    found += notices(settings)
+    return found if settings.loopback_only else [*found, OPEN_NETWORK_NOTICE]
+
+
+def pending_of(pending: Pending) -> dict[str, object]:
+    """A node that waits to be let in."""
+    return {
+        "node_id": pending.node_id,
+        "name": pending.name,
+        "address": pending.address,
+        "fingerprint": pending.fingerprint,
+        "since": pending.since_s,
+    }
 
 
 def _node(cluster: ClusterService, member: Member) -> dict[str, object]:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from parallax.fabric.limits import Limits
 from parallax.scheduler.api_keys import KeyRing
+from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import Cluster
 from parallax.scheduler.http.access import Access
 from parallax.scheduler.key_store import KeyStore
@@ -16,6 +17,7 @@ from parallax.scheduler.text.tokenizer import Tokenizers
 
 # The class a key is made with is documentation; a Protocol cannot be given there.
 CLUSTER: web.AppKey[Cluster] = web.AppKey("cluster")
+GATE = web.AppKey("gate", Gate)
 LIMITS = web.AppKey("limits", Limits)
 METRICS = web.AppKey("metrics", Metrics)
 TOKENIZERS = web.AppKey("tokenizers", Tokenizers)

@@ -15,8 +15,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from parallax.fabric.errors import BadSetting, PortInUse
 from parallax.fabric.limits import Limits
 from parallax.scheduler.api_keys import KeyRing
+from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import Cluster, ServedModel
-from parallax.scheduler.http import api_keys, chat, models, page, setup, status
+from parallax.scheduler.http import admin, api_keys, chat, models, page, setup, status
 from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.connections import Site
 from parallax.scheduler.http.errors import errors
@@ -25,6 +26,7 @@ from parallax.scheduler.http.keys import (
     ACCESS,
     CLOSING,
     CLUSTER,
+    GATE,
     KEY_RING,
     KEY_STORE,
     LIMITS,
@@ -48,6 +50,7 @@ def make_app(
     access: Access | None = None,
     keys: KeyRing | None = None,
     key_store: KeyStore | None = None,
+    gate: Gate | None = None,
 ) -> web.Application:
     """Every endpoint over this cluster.
 
@@ -55,6 +58,7 @@ def make_app(
         access: who may reach it; None: as on loopback, without keys.
         keys: those that count already; None: none do.
         key_store: where keys and their usage are kept; None: in memory alone.
+        gate: who decides about nodes; None: nothing is served that does.
     """
     app = web.Application(middlewares=[errors, guard], client_max_size=limits.body_bytes)
     app[ACCESS] = access or Access()
@@ -68,6 +72,9 @@ def make_app(
     app[CLOSING] = asyncio.Event()
     for group in (chat, models, status, setup, api_keys, page):
         app.add_routes(group.routes())
+    if gate is not None:
+        app[GATE] = gate
+        app.add_routes(admin.routes())
     app.cleanup_ctx.append(_text)
     app.cleanup_ctx.append(api_keys.usage_written)
     app.on_response_prepare.append(add_headers)

@@ -178,3 +178,23 @@ def test_a_wrong_memory_is_an_error(text: str) -> None:
 )
 def test_clients_know_where_the_cluster_is(flags: dict[str, object], url: str) -> None:
     assert load(ClientSettings, flags).base_url == url
+
+
+def test_a_token_is_taken_from_flag_variable_or_file_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("parallax.toml").write_text('token = "pxt_file"\n')
+    found = [load(NodeSettings, {})]
+    monkeypatch.setenv("PARALLAX_TOKEN", "pxt_variable")
+    found.append(load(NodeSettings, {}))
+    found.append(load(NodeSettings, {"token": "pxt_flag"}))
+    plain = [settings.token.get_secret_value() for settings in found if settings.token]
+    assert plain == ["pxt_file", "pxt_variable", "pxt_flag"]
+    assert all("pxt_" not in f"{settings} {settings!r}" for settings in found)
+
+
+def test_a_wrong_token_is_not_repeated_in_the_error() -> None:
+    Path("parallax.toml").write_text("token = 12345678\n")
+    with pytest.raises(BadSetting, match="token") as caught:
+        load(NodeSettings, {})
+    assert "12345678" not in caught.value.sentence

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from parallax.fabric.limits import Limits
 from parallax.scheduler.api_keys import KeyRing
+from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import (
     CatalogModel,
     Finish,
@@ -132,11 +133,19 @@ async def site(
     access: Access | None = None,
     keys: KeyRing | None = None,
     tls: ssl.SSLContext | None = None,
+    gate: Gate | None = None,
     **limits: Any,
 ) -> AsyncIterator[Site]:
     """Serve this cluster at a free port."""
     metrics = Metrics()
-    app = make_app(cluster, limits=Limits(**limits), metrics=metrics, access=access, keys=keys)
+    app = make_app(
+        cluster,
+        limits=Limits(**limits),
+        metrics=metrics,
+        access=access,
+        keys=keys,
+        gate=gate,
+    )
     runner, port = await serve(app, "127.0.0.1", 0, tls)
     try:
         async with aiohttp.ClientSession() as session:
