@@ -106,7 +106,8 @@ def tokens_table(tokens: Sequence[Mapping[str, Any]], now: float) -> Table:
 def span(seconds: float) -> str:
     """A length of time in its two largest units: "in 3 h 12 min", "2 d 4 h ago"."""
     minutes = round(abs(seconds) / 60)
-    (days, rest), parts = divmod(minutes, 1440), []
+    days, rest = divmod(minutes, 1440)
+    parts: list[str] = []
     for number, unit in ((days, "d"), (rest // 60, "h"), (rest % 60, "min")):
         if number or parts:
             parts.append(f"{number} {unit}")

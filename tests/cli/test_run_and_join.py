@@ -37,7 +37,7 @@ def scheduler(home: Path, *flags: str) -> Iterator[Scheduler]:
         page = process.wait_for("Page: ")
         join = process.wait_for("Join: ")
         ports = dict(pair.split("=") for pair in process.wait_for("Listening: ").split())
-        match = re.fullmatch(r"parallax join -s (12D3KooW\w+)", join)
+        match = re.fullmatch(r"parallax join -s (12D3KooW\w+) --token pxt_\w+", join)
         assert match, join
         yield Scheduler(process, page, match[1], {name: int(p) for name, p in ports.items()})
 
