@@ -5,13 +5,15 @@ import { json } from "./stream.js";
 import { bytes, count, plural } from "./words.js";
 
 const OTHER = ""; // the entry of the list that asks for a name
+const JOIN_MS = 60_000; // its token may have been revoked
 const INIT_MS = 60_000; // the folder is looked at before the answer, and running answers end
 
 /** The part of the page that shows and changes the model. */
 export function setup() {
   let current = null; // name of the cluster's model; null before the first status
   let listed = false;
-  let joinCommand = "";
+  let joinCommand = ""; // without its token, as everybody may see it
+  let joinAsked = 0; // when the one with the token was asked for
   let touched = false; // whether the number of nodes is the person's own
 
   byId("choose-nodes").addEventListener("input", () => {
@@ -59,29 +61,34 @@ export function setup() {
   async function list() {
     listed = true;
     try {
-      const [models, command] = await Promise.all([
-        json("model/list"),
-        json("node/join/command").catch(unlessForbidden),
-      ]);
-      // Whoever may not let machines in may not choose the model either.
-      for (const part of ["join", "choice"]) byId(part).hidden = command === null;
-      if (command !== null) {
-        joinCommand = command.data;
-        say(byId("join-command"), joinCommand);
-      }
-      fill(models.data, current);
+      fill((await json("model/list")).data, current);
     } catch (error) {
       listed = false; // the next status tries again
       sayOrHide(byId("choose-error"), error.message);
     }
   }
 
+  /** The join command with its token, for those who may see it; it changes now and then. */
+  async function askJoin() {
+    joinAsked = performance.now();
+    try {
+      const command = await json("node/join/command").catch(unlessForbidden);
+      // Whoever may not let machines in may not choose the model either.
+      for (const part of ["join", "choice"]) byId(part).hidden = command === null;
+      byId("pending").classList.toggle("look-only", command === null);
+      if (command !== null) say(byId("join-command"), command.data);
+    } catch {
+      joinAsked = 0; // the next status tries again
+    }
+  }
+
   return {
     update(status) {
       const name = status.model_name ?? "";
-      if (status.node_join_command && status.node_join_command !== joinCommand) {
-        joinCommand = status.node_join_command;
-        say(byId("join-command"), joinCommand);
+      const old = performance.now() - joinAsked > JOIN_MS;
+      if (status.node_join_command !== joinCommand || joinAsked === 0 || old) {
+        joinCommand = status.node_join_command ?? "";
+        askJoin();
       }
       if (name !== current) {
         current = name;
@@ -102,6 +109,7 @@ export function setup() {
     },
     lost() {
       listed = false; // another scheduler may answer next
+      joinAsked = 0;
     },
   };
 }
