@@ -62,6 +62,18 @@ def command(
             help="Let every node in, whoever runs it: no tokens, no approvals. [default: off]",
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="File or folder for a record of what became of every request. [default: none]"
+        ),
+    ] = None,
+    journal_tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--journal-tokens", help="Write the tokens of answers too, not only a checksum."
+        ),
+    ] = None,
     host: flags.Host = None,
     port: flags.Port = None,
     grpc_port: flags.GrpcPort = None,
@@ -83,6 +95,8 @@ def command(
             "cors_origin": cors_origin or None,
             "allowed_host": allowed_host or None,
             "open": open_to_all,
+            "journal": journal,
+            "journal_tokens": journal_tokens,
             "host": host,
             "port": port,
             "grpc_port": grpc_port,

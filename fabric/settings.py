@@ -131,6 +131,8 @@ class SchedulerSettings(Settings):
     nodes: Annotated[int, Field(ge=1, le=10_000)] = 1
     speculation: bool = True  # drafts for a lone answer, which never change it
     open: bool = False  # every node is let in, whoever runs it
+    journal: Folder | None = None  # file or folder; None: no journal is written
+    journal_tokens: bool = False  # the tokens of answers too, not only their checksum
 
     # Whether HTTP asks for API keys; "auto": as soon as it listens beyond loopback.
     keys: Literal["auto", "required", "off"] = "auto"

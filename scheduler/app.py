@@ -26,6 +26,7 @@ from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.http.tls import server_context
 from parallax.scheduler.key_store import KeyStore
+from parallax.scheduler.journal import Journal
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.status import notices_of
 from parallax.scheduler.store import Store
@@ -52,7 +53,11 @@ async def serve_scheduler(
         identity = load_identity(settings.state_dir / "identity.key")
         store = await closing.enter_async_context(await Store.open(settings.state_dir))
         metrics = Metrics()
-        cluster = ClusterService(settings, identity.peer_id, store, metrics, on_event)
+        journal = None
+        if settings.journal is not None:
+            journal = Journal(settings.journal, tokens=settings.journal_tokens)
+            closing.callback(journal.close)
+        cluster = ClusterService(settings, identity.peer_id, store, metrics, on_event, journal)
         await cluster.gate.start()
         addresses = listening_addresses(loopback_only=settings.loopback_only)
 

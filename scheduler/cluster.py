@@ -32,6 +32,7 @@ from parallax.scheduler.formation import Formation
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
 from parallax.scheduler.head_metrics import HeadMetrics
+from parallax.scheduler.journal import Journal
 from parallax.scheduler.membership import (
     Change,
     Member,
@@ -69,6 +70,7 @@ class ClusterService:
         store: Store,
         metrics: Metrics,
         on_event: Callable[[Event], None],
+        journal: Journal | None = None,
     ) -> None:
         self.settings = settings
         self.peer_id = peer_id
@@ -99,6 +101,7 @@ class ClusterService:
             trouble=self._trouble,
             on_event=on_event,
             speculation=settings.speculation,
+            journal=journal,
         )
         self.reconciler = self._formation.reconciler
         self.requests = self._formation.requests

@@ -16,6 +16,8 @@ from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Token
 from parallax.scheduler.heads import HeadLink
+from parallax.scheduler.journal import Journal
+from parallax.scheduler.journal_entries import Accepted, Ended, Entry, Moved, Started
 from parallax.scheduler.known_prefixes import KnownPrefixes
 from parallax.scheduler.lifecycle import Phase, Request
 from parallax.scheduler.router import Router
@@ -49,6 +51,7 @@ class Dispatcher:
         limits: queue and time-outs.
         lost: told when a head's stream broke; the epoch is then over.
         ring_coming: whether a ring is planned, so that requests may wait for it.
+        journal: told what becomes of every request.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class Dispatcher:
         limits: Limits,
         lost: Callable[[int, ParallaxError], None],
         ring_coming: Callable[[], bool] = lambda: False,
+        journal: Journal | None = None,
     ) -> None:
         self._limits = limits
         self._lost = lost
         self._ring_coming = ring_coming
+        self._journal = journal
         self._router = Router(limits, self._known_tokens)
         self._prefixes = KnownPrefixes()
         self._requests: dict[int, Request] = {}
@@ -144,6 +149,7 @@ class Dispatcher:
             request = self._requests[number]
             if not request.ring_lost(epoch, moved=moved):
                 continue
+            self._note(Moved(number, request.attempt, epoch, "moved" if moved else "broke"))
             if request.losses >= LOSSES_IN_A_ROW:
                 self._fail(request, _hopeless(request.losses))
             else:
@@ -199,6 +205,9 @@ class Dispatcher:
             most_tokens=prompt + generation.max_tokens,
             ring_coming=self._ring_coming(),
         )
+        self._note(
+            Accepted(number, generation.answer, generation.choice, prompt, generation.max_tokens)
+        )
         self._requests[number] = request
         answer = self._answers[number] = _Answer()
         try:
@@ -220,6 +229,8 @@ class Dispatcher:
         link = self._links.get(request.epoch)
         running = request.phase is Phase.RUNNING
         ended = request.phase is Phase.ENDED
+        if not ended:
+            self._note(Ended(request.id, "closed", len(request.tokens)))
         cancel = request.cancel()
         if cancel is not None and link is not None:
             link.cancel(cancel)
@@ -240,6 +251,7 @@ class Dispatcher:
         for send in self._router.dispatch(now):
             request = self._requests[send.id]
             self._links[send.epoch].submit(request.start(send.epoch))
+            self._note(Started(request.id, request.attempt, send.epoch, len(request.tokens)))
             self._served(request)
 
     def _known_tokens(self, epoch: int, number: int) -> int:
@@ -266,6 +278,7 @@ class Dispatcher:
         else:
             self._router.cancel(request.id)
         request.fail(error)
+        self._note(Ended(request.id, "error", len(request.tokens), type(error).__name__))
         self._answers[request.id].put(error)
 
     # ------------------------------------------------------------ what heads say
@@ -278,6 +291,8 @@ class Dispatcher:
                 continue
             token = request.take(event)
             if token is not None:
+                if self._journal is not None:
+                    self._journal.token(request.id, event.attempt, token.index, token.id)
                 self._answers[request.id].put(token)
         for end in report.ends:
             self._ended(report.epoch, end)
@@ -306,10 +321,16 @@ class Dispatcher:
             return  # of an attempt that went before, on the same ring
         finish = request.end(end)
         if finish is not None:
+            self._note(Ended(request.id, finish.reason.value, len(request.tokens)))
             self._router.finished(epoch, request.id, request.length)
             self._answers[request.id].put(finish)
         else:
+            self._note(Moved(request.id, request.attempt, epoch, "refused"))
             self._router.requeue_front(request.id, tokens=request.length, refused=True)
+
+    def _note(self, entry: Entry) -> None:
+        if self._journal is not None:
+            self._journal.note(entry)
 
     # ------------------------------------------------------------------- clock
 

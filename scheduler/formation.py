@@ -14,6 +14,7 @@ from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.dispatch import Dispatcher
+from parallax.scheduler.journal import Journal
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.observed_speeds import ObservedSpeeds
 from parallax.scheduler.reconciler import (
@@ -51,6 +52,7 @@ class Formation:
         trouble: is told what people should know.
         on_event: is told of rings that serve.
         speculation: whether lone answers are drafted.
+        journal: is told what becomes of every request.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Formation:
         trouble: Callable[[ParallaxError], None],
         on_event: Callable[[Event], None],
         speculation: bool,
+        journal: Journal | None,
     ) -> None:
         self._limits = limits
         self._store = store
@@ -79,7 +82,9 @@ class Formation:
         self.setbacks = Setbacks(limits)
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
-        self.requests = Dispatcher(limits, self.broke, lambda: bool(self.reconciler.rings))
+        self.requests = Dispatcher(
+            limits, self.broke, lambda: bool(self.reconciler.rings), journal
+        )
         self.ring_trouble: ParallaxError | None = None  # of rings that break again and again
 
     async def stop(self) -> None:

@@ -40,6 +40,8 @@ class Generation:
     max_tokens: int
     end_tokens: frozenset[int]  # end-of-turn ids: they end the answer and are not delivered
     client: str = ""  # fair queueing is between clients
+    answer: str = ""  # what the client knows the answer by
+    choice: int = 0  # which one of that answer's
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,14 +45,15 @@ class Chat:
         generations = [first]
         for i in range(1, len(self.choices.answers)):
             seed = (first.sampling.seed + i) % (1 << 64)
-            generations.append(replace(first, sampling=replace(first.sampling, seed=seed)))
+            sampling = replace(first.sampling, seed=seed)
+            generations.append(replace(first, sampling=sampling, choice=i))
         bound = request.app[LIMITS].stream_buffer_events
         return Flow([cluster.generate(generation) for generation in generations], bound)
 
     def head(self, kind: str) -> dict[str, Any]:
         """What every object of this answer begins with."""
         return {
-            "id": str(uuid.uuid4()),
+            "id": self.generation.answer,
             "object": kind,
             "created": int(time.time()),
             "model": self.model.name,
@@ -83,6 +84,7 @@ async def accept(request: web.Request, began_s: float) -> Chat:
         max_tokens=_max_tokens(chat, model, len(prompt)),
         end_tokens=_end_tokens(chat, tokenizer),
         client=client_of(request),
+        answer=str(uuid.uuid4()),
     )
     answers = [AnswerText(tokenizer.detokenizer(), chat.stops) for _ in range(chat.n or 1)]
     choices = Choices(

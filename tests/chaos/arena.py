@@ -1,0 +1,109 @@
+"""A cluster that is there to be hurt: a ring that needs several nodes, and nodes to spare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import Cluster, Process, boot
+from tests.models import make_model
+
+CONTEXT = 12_288
+NODE_MEMORY = "22MB"  # two layers of the model and their caches, and not four
+NEVER = "1000000"
+
+QUIET = {
+    # A spare stays one, whatever the plan thinks of a ring over all of them.
+    "PARALLAX_LIMITS__REPLAN_MARGIN": NEVER,
+}
+
+
+def make_arena_model(folder: Path) -> Path:
+    """A random float32 model of four heavy layers with small caches."""
+    return make_model(
+        folder,
+        layers=4,
+        hidden=256,
+        intermediate_size=2048,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+    )
+
+
+@dataclass
+class Arena:
+    """A cluster, and which process is which node."""
+
+    cluster: Cluster
+    model: Path
+    journal: Path
+    processes: dict[str, Process] = field(default_factory=dict)
+    joined: int = 0
+
+    def join(self, *flags: str, module: str = "parallax.cli.main") -> str:
+        """Starts one more node and returns its name."""
+        name = f"node{self.joined}"
+        self.joined += 1
+        memory = ("--memory", NODE_MEMORY)
+        self.processes[name] = self.cluster.join(name, *memory, *flags, module=module)
+        return name
+
+    def stage(self, number: int) -> str:
+        """The node that has this stage of the first ring."""
+        name: str = self.cluster.status()["rings"][0]["stages"][number]["name"]
+        return name
+
+    def kill(self, name: str) -> float:
+        """Pulls a node's plug and says when."""
+        process = self.processes.pop(name)
+        self.cluster.nodes.remove(process)
+        at_s = time.monotonic()
+        process.kill()
+        process.stop()
+        return at_s
+
+    def wait_whole(self, stages: int, spares: int, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Waits for a ring of so many stages that serves, and so many nodes beside it."""
+
+        def whole(status: dict[str, Any]) -> bool:
+            rings = [ring for ring in status["rings"] if ring["status"] == "ready"]
+            ready = sum(node["state"] == "ready" for node in status["node_list"])
+            return (
+                len(rings) == len(status["rings"]) == 1
+                and len(rings[0]["stages"]) == stages
+                and ready >= stages + spares
+            )
+
+        return self.cluster.wait(whole, timeout_s)
+
+
+@contextmanager
+def arena(
+    model: Path,
+    *,
+    stages: int = 2,
+    spares: int = 1,
+    flags: Sequence[str] = (),
+    variables: dict[str, str] | None = None,
+    module: str = "parallax.cli.main",
+) -> Iterator[Arena]:
+    """A ring of two stages at least, and nodes that have nothing to do."""
+    journal = model.parent / f"journal-{time.monotonic_ns()}"
+    journal.mkdir()
+    given = ("--journal", str(journal), "--journal-tokens", *flags)
+    with boot(
+        model, 0, wanted=stages, flags=given, variables={**QUIET, **(variables or {})}
+    ) as cluster:
+        made = Arena(cluster, model, journal)
+        for _ in range(stages):
+            made.join(module=module)
+        made.wait_whole(stages, 0)
+        for _ in range(spares):
+            made.join(module=module)
+        made.wait_whole(stages, spares)
+        yield made
