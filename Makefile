@@ -16,13 +16,14 @@ endif
 
 ALONE := tests/benchmarks tests/fabric tests/node tests/scheduler tests/test_rooms.py tests/test_structure.py
 
-.PHONY: help run test check bench proto clean stale
+.PHONY: help run test check bench chaos proto clean stale
 
 help:
 	@echo 'make run     a scheduler, two nodes, the built-in model, and the page'
 	@echo 'make test    every test'
 	@echo 'make check   lint, formatting, types, generated code, room imports'
 	@echo 'make bench   speed against mlx-lm, as a table and as plots (about 20 minutes)'
+	@echo 'make chaos   kill, stop and cut off nodes while clients check every answer (about an hour)'
 	@echo 'make proto   generate proto/ from proto/wire.proto'
 	@echo 'make clean   remove .venv and caches'
 
@@ -50,6 +51,9 @@ check: .venv/dev-installed
 
 bench: .venv/dev-installed
 	$(BIN)/python -m benchmarks --document
+
+chaos: .venv/dev-installed
+	$(BIN)/python -m tests.chaos
 
 proto: .venv/dev-installed
 	$(call PROTOC,.typing)

@@ -25,8 +25,8 @@ from parallax.scheduler.control import EnrolService, MembershipService
 from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.http.tls import server_context
-from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.journal import Journal
+from parallax.scheduler.key_store import KeyStore
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.status import notices_of
 from parallax.scheduler.store import Store

@@ -82,9 +82,7 @@ class Formation:
         self.setbacks = Setbacks(limits)
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
-        self.requests = Dispatcher(
-            limits, self.broke, lambda: bool(self.reconciler.rings), journal
-        )
+        self.requests = Dispatcher(limits, self.broke, lambda: bool(self.reconciler.rings), journal)
         self.ring_trouble: ParallaxError | None = None  # of rings that break again and again
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ import aiohttp
 from parallax.proto import wire_pb2 as wire
 from tests.chaos.arena import Arena
 from tests.chaos.history import History, ask
+from tests.chaos.verdicts import wrong_with
 from tests.reference import Reference
 
 TOKENS = 96
@@ -55,13 +57,18 @@ class Outcome:
 class Expected:
     """What the undisturbed model says: mlx-lm in one process, with our sampler."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, model: Path) -> None:
         self.reference = reference
+        self.model = model
         self._text = lru_cache(maxsize=512)(self._sampled)
 
     def text(self, prompt: str, kind: str, tokens: int = TOKENS) -> str:
         """The answer to one user message."""
         return self._text(prompt, kind, tokens)
+
+    def of_tokens(self, tokens: Sequence[int]) -> str:
+        """What tokens say."""
+        return self.reference.text(list(tokens))
 
     def _sampled(self, prompt: str, kind: str, tokens: int) -> str:
         values = {"top_p": 1.0, "repetition_penalty": 1.0, **KINDS[kind]}
@@ -109,22 +116,10 @@ def run_kill(arena: Arena, expected: Expected, kill: Kill) -> Outcome:
     history = asyncio.run(client())
     if not killed_s:
         arena.kill(victim)
-    why = _wrong(history, text)
+    why = wrong_with(history, text, TOKENS)
     after = [at for at in history.arrivals if killed_s and at > killed_s[0]]
     pause_s = max(history.pause_s, after[0] - killed_s[0] if after else 0.0)
     return Outcome(kill, history, not why, pause_s, why)
-
-
-def _wrong(history: History, text: str) -> str:
-    if not history.whole:
-        return f"it failed: {history.status} {history.error}"
-    if history.text != text:
-        return f"another text: {history.text[:80]!r}, not {text[:80]!r}"
-    if history.usages != [TOKENS]:
-        return f"usage {history.usages}"
-    if history.finishes != ["length"] or history.done != 1:
-        return f"ends {history.finishes}, {history.done} times [DONE]"
-    return ""
 
 
 def table(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

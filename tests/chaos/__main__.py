@@ -1,0 +1,125 @@
+"""``python -m tests.chaos [PART…]``: the long campaigns, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.chaos.arena import arena, make_arena_model
+from tests.chaos.checker import check
+from tests.chaos.crowd import pauses, run_crowd
+from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, Outcome, run_kill, table
+from tests.reference import Reference
+
+Row = dict[str, Any]
+
+
+def kills(expected: Expected, given: argparse.Namespace) -> list[Row]:
+    """Kill -9 each stage in turn at the first token, in the middle and at the last one."""
+    outcomes: list[Outcome] = []
+    with arena(expected.model) as made:
+        for number in range(given.runs):
+            kill = Kill(
+                stage=number % 2,
+                moment=MOMENTS[number // 2 % len(MOMENTS)],
+                kind=tuple(KINDS)[number // (2 * len(MOMENTS)) % 2],
+                context=given.context,
+            )
+            outcomes.append(run_kill(made, expected, kill))
+            say(f"{number + 1}: {kill} {outcomes[-1].pause_s:.2f} s {outcomes[-1].why}")
+            made.join()
+            made.wait_whole(2, 1)
+    verdict = check(made.journal, [o.history for o in outcomes], expected.of_tokens)
+    for line in verdict.wrong:
+        say(line)
+    return [row | {"journal": len(verdict.wrong)} for row in table(outcomes)]
+
+
+def crowd(expected: Expected, given: argparse.Namespace) -> list[Row]:
+    """8 clients with 100 requests each, and one kill in the middle."""
+    with arena(expected.model) as made:
+        found = run_crowd(
+            made,
+            expected,
+            clients=8,
+            requests=given.requests,
+            tokens=24,
+            midway=lambda: made.kill(made.stage(1)) and None,
+        )
+        made.wait_whole(2, 0)
+    verdict = check(made.journal, found.histories, expected.of_tokens)
+    for line in (*found.wrong, *verdict.wrong):
+        say(line)
+    row = {"requests": len(found.histories), "failed": found.failed}
+    return [row | {"worst_s": round(pauses(found.histories)[-1], 3), "journal": len(verdict.wrong)}]
+
+
+PARTS: dict[str, Callable[[Expected, argparse.Namespace], list[Row]]] = {
+    "kills": kills,
+    "crowd": crowd,
+}
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them if none")
+    parser.add_argument("--runs", type=int, default=100, help="kills")
+    parser.add_argument("--context", type=int, default=64, help="tokens at the kill")
+    parser.add_argument("--requests", type=int, default=100, help="for each client of the crowd")
+    parser.add_argument("--out", type=Path, default=Path("build/chaos.json"))
+    given = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine(), "parts": {}}
+    with tempfile.TemporaryDirectory(prefix="parallax-chaos-") as folder:
+        model = make_arena_model(Path(folder) / "model")
+        expected = Expected(Reference(model), model)
+        for part in given.parts or PARTS:
+            begin = time.monotonic()
+            results["parts"][part] = PARTS[part](expected, given)
+            say(f"{part}: {time.monotonic() - begin:.0f} s")
+            show(part, results["parts"][part])
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(results, indent=1) + "\n")
+    rows = [row for part in results["parts"].values() for row in part]
+    return int(any(row["failed"] or row["journal"] for row in rows))
+
+
+def machine() -> Row:
+    """Where the figures are from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    memory = round(psutil.virtual_memory().total / (1 << 30))
+    return {
+        "commit": commit,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def show(part: str, rows: list[Row]) -> None:
+    """A table."""
+    for row in rows:
+        say(f"{part:12} " + "  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def say(text: str) -> None:
+    """One line at once."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
