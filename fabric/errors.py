@@ -32,7 +32,9 @@
     │   ├── ModelBroken              a file is missing, cut short or unreadable
     │   ├── UnknownArchitecture      mlx-lm has no such model type
     │   ├── CutRefused               the self-check refused this cut
-    │   └── ModelTooBig              it does not fit (missing_bytes)
+    │   ├── ModelTooBig              it does not fit (missing_bytes)
+    │   ├── WeightsMissing           no member gives out the weights that a stage needs
+    │   └── DiskFull                 no room on the disk for them (missing_bytes)
     ├── ClusterError                 machines that do not find or understand each other
     │   ├── SchedulerNotFound        nobody answered on the network
     │   ├── SchedulerUnreachable     the address does not answer
@@ -255,6 +257,18 @@ class ModelTooBig(ModelError):
     FIELDS = ("needed_bytes", "available_bytes", "missing_bytes")
 
 
+class WeightsMissing(ModelError):
+    """Weights that a stage needs are not here, and no member of the cluster gives them out."""
+
+    FIELDS = ("model",)
+
+
+class DiskFull(ModelError):
+    """The disk has no room for the weights that a stage needs."""
+
+    FIELDS = ("path", "missing_bytes")
+
+
 class ClusterError(ParallaxError):
     """Machines do not find or understand each other."""
 
@@ -377,6 +391,8 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     UnknownArchitecture: Row(422, _C.UNIMPLEMENTED, _INVALID, "unknown_architecture", 4),
     CutRefused: Row(422, _C.FAILED_PRECONDITION, _INVALID, "cut_refused", 4),
     ModelTooBig: Row(503, _C.RESOURCE_EXHAUSTED, _SERVER, "model_too_big", 4),
+    WeightsMissing: Row(503, _C.UNAVAILABLE, _SERVER, "weights_missing", 4),
+    DiskFull: Row(507, _C.RESOURCE_EXHAUSTED, _SERVER, "disk_full", 4),
     ClusterError: Row(502, _C.UNAVAILABLE, _SERVER, "cluster_error", 5),
     SchedulerNotFound: Row(502, _C.NOT_FOUND, _SERVER, "scheduler_not_found", 5),
     SchedulerUnreachable: Row(502, _C.UNAVAILABLE, _SERVER, "scheduler_unreachable", 5),

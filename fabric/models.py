@@ -33,6 +33,9 @@ _HUB_FILES = [
 ]
 _CONFIG_BYTES = 16 << 20
 
+DESCRIBING_FILES = ("config.json", "generation_config.json")  # what a stage reads beside weights
+PARTS = "parts"  # a file in folders that hold only parts of a model's weights
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
@@ -70,7 +73,7 @@ def resolve(name: str, *, state_dir: Path, download: bool = True) -> ModelFolder
     folder = _local(name, state_dir)
     if folder is not None:
         return open_folder(folder, name=folder.name, location=str(folder))
-    if not _HUB_ID.fullmatch(name) or ".." in name:
+    if not is_hub_id(name):
         raise ModelNotFound(
             f"There is no model folder {name}",
             "It is not a folder on this machine, and it is not a hub id either.",
@@ -79,6 +82,11 @@ def resolve(name: str, *, state_dir: Path, download: bool = True) -> ModelFolder
             model=name,
         )
     return _from_hub(name, download)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be one of the hub's: ``owner/model``."""
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name
 
 
 def builtin_path() -> Path:
@@ -100,12 +108,21 @@ def builtin_path() -> Path:
     return path.resolve()
 
 
-def open_folder(path: Path, *, name: str, location: str) -> ModelFolder:
+def open_folder(path: Path, *, name: str, location: str, parts: bool = False) -> ModelFolder:
     """Check that a folder holds a whole model, and read what it says of itself.
+
+    With ``parts`` it may lack some of the weights' bytes, as fetched models do.
 
     Raises:
         ModelBroken: see :func:`resolve`.
     """
+    if not parts and (path / PARTS).exists():
+        raise ModelBroken(
+            f"The folder {path} holds only parts of a model",
+            "A node keeps there what its own layers need.",
+            "Give the folder that the model was fetched from.",
+            path=path,
+        )
     text, config = _read_config(path / "config.json", name)
     _refuse_code(path, name, config)
     check_files(path, name)

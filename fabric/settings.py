@@ -170,6 +170,7 @@ class NodeSettings(Settings):
     scheduler: str | None = None  # PEER_ID, host:port or PEER_ID@host:port; None: look around
     token: SecretStr | None = None  # lets this node in the first time
     memory: Memory | None = None  # the most it may hold
+    cache_bytes: Memory | None = None  # the most that fetched models may take on the disk
     name: Name = Field(default_factory=host_name)
 
 

@@ -22,9 +22,12 @@ from parallax.fabric.limits import Limits
 from parallax.fabric.settings import NodeSettings
 from parallax.fabric.tasks import Tasks
 from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
+from parallax.fabric.weights_service import WeightsService
 from parallax.node.attendance import Attendance, fatal
 from parallax.node.compute import Compute
 from parallax.node.facts import measure_facts
+from parallax.node.fetch import Place
+from parallax.node.library import Library
 from parallax.node.links import measure
 from parallax.node.seats import Seats
 from parallax.node.shelf import Shelf
@@ -51,6 +54,8 @@ class NodeService:
         self._retry_s = RETRY_FIRST_S
         self._compute = Compute(asyncio.get_running_loop())
         self._attendance = Attendance(self._limits, self._compute.busy_s)
+        self._scheduler: Place | None = None  # whose orders are followed
+        self._library: Library
         self._shelf: Shelf
         self._seats: Seats
 
@@ -74,7 +79,12 @@ class NodeService:
                 kept=settings.state_dir / "measurements.json",
             )
         )
-        self._shelf = Shelf(self._compute, settings.state_dir, facts.budget_bytes, self._tell)
+        self._library = Library(
+            settings.state_dir, self._limits, lambda: self._scheduler, settings.cache_bytes
+        )
+        self._shelf = Shelf(
+            self._compute, settings.state_dir, facts.budget_bytes, self._tell, self._library
+        )
         addresses = listening_addresses(loopback_only=settings.loopback_only)
         data = _data_listener(addresses, settings.grpc_port, self._limits)
         self._seats = Seats(
@@ -123,6 +133,7 @@ class NodeService:
     def _register(self, server: grpc.aio.Server) -> None:
         rpc.add_RingServicer_to_server(self._seats, server)
         rpc.add_HeadServicer_to_server(self._seats, server)
+        rpc.add_WeightsServicer_to_server(WeightsService(self._library.holding), server)
 
     def _tell(self, report: wire.NodeReport) -> None:
         if report.HasField("progress"):
@@ -150,6 +161,7 @@ class NodeService:
                 if scheduler_id != known:
                     known = scheduler_id
                     self._seats.new_scheduler()
+                self._scheduler = Place(scheduler_id, tuple(endpoints), scheduler=True)
                 where = host_port(endpoints[0].host, endpoints[0].port)
                 self._on_event(Joined(scheduler_id, where))
                 await self._attendance.attend(
@@ -204,7 +216,7 @@ class NodeService:
                 self._retry_s = RETRY_FIRST_S
             case "load":
                 load = order.load
-                self._tasks.start(self._shelf.load(load.stage, load.instead_of))
+                self._tasks.start(self._shelf.load(load.stage, load.instead_of, load.sources))
             case "unload":
                 self._tasks.start(self._shelf.unload(order.unload.stage))
             case "form":

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from parallax.fabric.errors import InternalError, ModelBroken, ParallaxError, to_fault
-from parallax.fabric.models import resolve
-from parallax.fabric.tasks import in_thread
+from parallax.fabric.errors import InternalError, ParallaxError, to_fault
+from parallax.fabric.limits import DEFAULT_LIMITS
 from parallax.node.compute import Compute
+from parallax.node.library import Library
 from parallax.node.mlx_lm_seam import Weights
 from parallax.node.stage import Stage
-from parallax.node.weights import load_steps
+from parallax.node.weights import Steps, load_steps
 from parallax.proto import wire_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,14 @@ def key_of(stage: wire.StageRange) -> Key:
 class Shelf:
     """Loads stages, keeps them, lets them go; tells the scheduler of each change."""
 
-    def __init__(self, compute: Compute, state_dir: Path, budget_bytes: int, tell: Tell) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        state_dir: Path,
+        budget_bytes: int,
+        tell: Tell,
+        library: Library | None = None,
+    ) -> None:
         self._compute = compute
         self._state_dir = state_dir
         self._budget_bytes = budget_bytes
@@ -45,6 +52,8 @@ class Shelf:
         self._stages: dict[Key, tuple[Stage, wire.StageReady]] = {}
         self._wanted: set[Key] = set()
         self._turn = asyncio.Lock()
+        self._library = library or Library(state_dir, DEFAULT_LIMITS)
+        self._fetching: dict[Key, asyncio.Task[None]] = {}
 
     def get(self, stage: wire.StageRange) -> Stage | None:
         """The loaded stage, if it is here."""
@@ -56,17 +65,21 @@ class Shelf:
         return [wire.NodeReport(ready=ready) for _, ready in self._stages.values()]
 
     async def load(
-        self, stage: wire.StageRange, instead_of: Iterable[wire.StageRange] = ()
+        self,
+        stage: wire.StageRange,
+        instead_of: Iterable[wire.StageRange] = (),
+        sources: Iterable[wire.StagePlace] = (),
     ) -> None:
         """Loads a stage and reports it ready, or failed. One at a time.
 
         The stages ``instead_of`` which it comes, of the same model, are let go first; what of
-        their weights the new one needs stays.
+        their weights the new one needs stays. Files that are not here are fetched from the
+        scheduler and from the nodes that are ``sources``.
         """
         key = key_of(stage)
         self._wanted.add(key)
         replaced = [key_of(old) for old in instead_of if old.model.digest == key[0]]
-        self._wanted.difference_update(replaced)
+        self._want_no_more(*replaced)
         async with self._turn:
             leaving = [self._stages.pop(old)[0] for old in replaced if old in self._stages]
             if key not in self._wanted or key in self._stages:
@@ -77,7 +90,7 @@ class Shelf:
             staying = [held for (digest, *_), (held, _) in self._stages.items() if digest == key[0]]
             try:
                 held = await self._compute.call(lambda: _take_over(leaving, staying))
-                loaded = await self._read(stage, held)
+                loaded = await self._read(stage, held, list(sources))
             except ParallaxError as error:
                 self._failed(stage, error)
             except Exception as error:
@@ -92,34 +105,42 @@ class Shelf:
     async def unload(self, stage: wire.StageRange) -> None:
         """Lets a stage go, even while it is read; its memory is free when this returns."""
         key = key_of(stage)
-        self._wanted.discard(key)
+        self._want_no_more(key)
         async with self._turn:
             held = self._stages.pop(key, None)
             if held is not None:
                 await self._compute.call(held[0].close)
 
+    def _want_no_more(self, *keys: Key) -> None:
+        for key in keys:
+            self._wanted.discard(key)
+            if key in self._fetching:
+                self._fetching[key].cancel()
+
     async def _read(
-        self, stage: wire.StageRange, held: Weights
+        self, stage: wire.StageRange, held: Weights, sources: list[wire.StagePlace]
     ) -> tuple[Stage, wire.StageReady] | None:
         """The stage, or None when it was unloaded meanwhile."""
         begin = time.monotonic()
         self._progress(stage, 0, 0, "fetching")
-        folder = await in_thread(lambda: resolve(stage.model.location, state_dir=self._state_dir))
-        if folder.digest != stage.model.digest:
-            raise ModelBroken(
-                f"{stage.model.location} on this node is not the scheduler's model",
-                "their configurations or weight headers differ",
-                "Give both machines the same files",
-                path=folder.path,
-            )
+        folder = await self._library.find(stage.model)
         last_told = 0.0
 
-        def progress(done: int, total: int, phase: str) -> None:
+        def due(done: int, total: int) -> bool:
             nonlocal last_told
             now = time.monotonic()
-            if done == total or now - last_told > PROGRESS_S:
-                last_told = now
+            if done < total and now - last_told <= PROGRESS_S:
+                return False
+            last_told = now
+            return True
+
+        def progress(done: int, total: int, phase: str) -> None:
+            if due(done, total):
                 self._compute.tell(self._progress, stage, done, total, phase)
+
+        def fetched(done: int, total: int) -> None:
+            if due(done, total):
+                self._progress(stage, done, total, "fetching")
 
         steps = load_steps(
             folder.path,
@@ -130,9 +151,22 @@ class Shelf:
             held=held,
             budget_bytes=self._budget_bytes,
         )
+        key = key_of(stage)
         # Step by step: the frames of a ring that serves meanwhile run in between.
-        while (loaded := await self._compute.call(lambda: _step(steps), loads=True)) is None:
-            if key_of(stage) not in self._wanted:
+        while not isinstance(
+            loaded := await self._compute.call(lambda: _step(steps), loads=True), Stage
+        ):
+            if loaded and key in self._wanted:
+                keep = {digest for digest, *_ in self._stages}
+                fetch = self._library.fetch(stage.model.digest, loaded, sources, keep, fetched)
+                self._fetching[key] = asyncio.create_task(fetch)
+                try:
+                    await asyncio.wait({self._fetching[key]})
+                    if not self._fetching[key].cancelled():
+                        await self._fetching[key]
+                finally:
+                    self._fetching.pop(key).cancel()
+            if key not in self._wanted:
                 await self._compute.call(steps.close)
                 return None
         cost = await self._compute.call(loaded.cache_cost, loads=True)
@@ -157,14 +191,13 @@ class Shelf:
         self._tell(wire.NodeReport(failed=failed))
 
 
-def _step(steps: Generator[None, None, Stage]) -> Stage | None:
-    """One step of loading, on the MLX thread; the stage after the last one."""
+def _step(steps: Steps) -> Stage | frozenset[str] | None:
+    """One step of loading, on the MLX thread: what it yields, and the stage after the last one."""
     try:
-        next(steps)
+        return next(steps)
     except StopIteration as done:
         stage: Stage = done.value
         return stage
-    return None
 
 
 def _take_over(leaving: list[Stage], staying: list[Stage]) -> Weights:

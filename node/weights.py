@@ -29,6 +29,7 @@ from parallax.node.twin import check_cut
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]
 Progress = Callable[[int, int, str], None]
+Steps = Generator[frozenset[str] | None, None, Stage]
 
 _SLICE_BYTES = 16 << 20  # some 10 ms: frames of a ring that serves meanwhile go in between
 _LAYER = re.compile(r"\D*\.\d+\.")  # a name up to its first number
@@ -92,10 +93,11 @@ def load_steps(
     verdicts: Path | None = None,
     held: Weights | None = None,
     budget_bytes: int = 0,
-) -> Generator[None, None, Stage]:
+) -> Steps:
     """Loads layers ``[first, end)`` of a model, ready to run, in steps of some milliseconds.
 
-    Every step is to be taken on the MLX thread; other work may be done there between them.
+    Every step is to be taken on the MLX thread; other work may be done there between them. One
+    step yields the names of the tensors that are read from then on: before it no byte of them is.
 
     Args:
         folder: Hugging Face layout.
@@ -130,13 +132,18 @@ def load_steps(
     hollow = _hollow(folder, headers)
     model = seam.build_model(folder, hollow.weights)
     check_range(model, first, end)
-    yield
+    yield None
     verdict = check_cut(config, first, end, verdicts)
-    yield
-    shapes = Stage(model, first, end).parameters()
+    yield None
+    hollow_stage = Stage(model, first, end)
+    shapes = hollow_stage.parameters()
+    _check_room(
+        folder, hollow_stage, sum(a.nbytes for a in _distinct(shapes.values())), budget_bytes
+    )
     for name in set(held) - set(shapes):
         del held[name]
     needed = hollow.needed([array for name, array in shapes.items() if name not in held])
+    yield frozenset(needed)
     weights = hollow.weights | _lazy_weights(folder, headers, needed)
     model = seam.build_model(folder, weights)
     if held:
@@ -149,8 +156,7 @@ def load_steps(
     stage.takes_blocks &= verdict.blocks
     stage.weights = stage.parameters()
     stage.weight_bytes = sum(array.nbytes for array in _distinct(stage.weights.values()))
-    _check_room(folder, stage, budget_bytes)
-    yield
+    yield None
     with ReadAhead(_extents(folder, headers, needed)) as ahead:
         yield from _read(folder, stage, held, ahead, progress)
     progress(stage.weight_bytes, stage.weight_bytes, "compiling")
@@ -159,15 +165,15 @@ def load_steps(
     return stage
 
 
-def _check_room(folder: Path, stage: Stage, budget_bytes: int) -> None:
-    if not 0 < budget_bytes < stage.weight_bytes:
+def _check_room(folder: Path, stage: Stage, weight_bytes: int, budget_bytes: int) -> None:
+    if not 0 < budget_bytes < weight_bytes:
         return
-    missing = stage.weight_bytes - budget_bytes
+    missing = weight_bytes - budget_bytes
     raise ModelTooBig(
         f"Layers {stage.first} to {stage.end - 1} of {folder.name} do not fit here",
-        f"they take {stage.weight_bytes} bytes, {missing} more than it may hold",
+        f"they take {weight_bytes} bytes, {missing} more than it may hold",
         "Raise --memory, or add nodes",
-        needed_bytes=stage.weight_bytes,
+        needed_bytes=weight_bytes,
         available_bytes=budget_bytes,
         missing_bytes=missing,
     )

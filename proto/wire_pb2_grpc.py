@@ -401,3 +401,222 @@ class Head:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class WeightsStub:
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Describe = channel.unary_stream(
+                '/parallax.v1.Weights/Describe',
+                request_serializer=parallax_dot_proto_dot_wire__pb2.ModelAsked.SerializeToString,
+                response_deserializer=parallax_dot_proto_dot_wire__pb2.Described.FromString,
+                _registered_method=True)
+        self.Sums = channel.unary_unary(
+                '/parallax.v1.Weights/Sums',
+                request_serializer=parallax_dot_proto_dot_wire__pb2.SumsAsked.SerializeToString,
+                response_deserializer=parallax_dot_proto_dot_wire__pb2.SumsTold.FromString,
+                _registered_method=True)
+        self.Holds = channel.unary_unary(
+                '/parallax.v1.Weights/Holds',
+                request_serializer=parallax_dot_proto_dot_wire__pb2.ModelAsked.SerializeToString,
+                response_deserializer=parallax_dot_proto_dot_wire__pb2.HoldsTold.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/parallax.v1.Weights/Read',
+                request_serializer=parallax_dot_proto_dot_wire__pb2.ReadAsked.SerializeToString,
+                response_deserializer=parallax_dot_proto_dot_wire__pb2.BytesRead.FromString,
+                _registered_method=True)
+
+
+class WeightsServicer:
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    def Describe(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sums(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Holds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_WeightsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Describe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=parallax_dot_proto_dot_wire__pb2.ModelAsked.FromString,
+                    response_serializer=parallax_dot_proto_dot_wire__pb2.Described.SerializeToString,
+            ),
+            'Sums': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sums,
+                    request_deserializer=parallax_dot_proto_dot_wire__pb2.SumsAsked.FromString,
+                    response_serializer=parallax_dot_proto_dot_wire__pb2.SumsTold.SerializeToString,
+            ),
+            'Holds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Holds,
+                    request_deserializer=parallax_dot_proto_dot_wire__pb2.ModelAsked.FromString,
+                    response_serializer=parallax_dot_proto_dot_wire__pb2.HoldsTold.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=parallax_dot_proto_dot_wire__pb2.ReadAsked.FromString,
+                    response_serializer=parallax_dot_proto_dot_wire__pb2.BytesRead.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'parallax.v1.Weights', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('parallax.v1.Weights', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Weights:
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parallax.v1.Weights/Describe',
+            parallax_dot_proto_dot_wire__pb2.ModelAsked.SerializeToString,
+            parallax_dot_proto_dot_wire__pb2.Described.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sums(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parallax.v1.Weights/Sums',
+            parallax_dot_proto_dot_wire__pb2.SumsAsked.SerializeToString,
+            parallax_dot_proto_dot_wire__pb2.SumsTold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Holds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parallax.v1.Weights/Holds',
+            parallax_dot_proto_dot_wire__pb2.ModelAsked.SerializeToString,
+            parallax_dot_proto_dot_wire__pb2.HoldsTold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parallax.v1.Weights/Read',
+            parallax_dot_proto_dot_wire__pb2.ReadAsked.SerializeToString,
+            parallax_dot_proto_dot_wire__pb2.BytesRead.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -3,9 +3,10 @@
 isort:skip_file
 The wire contract of Parallax: every message that crosses a process boundary.
 
-Four services. A node calls the scheduler (Enrol, then Membership); the
+Five services. A node calls the scheduler (Enrol, then Membership); the
 scheduler calls the head of a ring (Head); neighbours in a ring call each
-other (Ring). Sizes are bytes, durations seconds, unless a name says otherwise.
+other (Ring); a node that lacks a model's files asks the scheduler and other
+nodes for them (Weights). Sizes are bytes, durations seconds, unless a name says otherwise.
 """
 
 from collections import abc as _abc
@@ -205,3 +206,76 @@ class HeadServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_wire_pb2.HeadReport], _abc.AsyncIterator[_wire_pb2.HeadReport]]: ...
 
 def add_HeadServicer_to_server(servicer: HeadServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class WeightsStub:
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> WeightsAsyncStub: ...
+    Describe: _grpc.UnaryStreamMultiCallable[_wire_pb2.ModelAsked, _wire_pb2.Described]
+    Sums: _grpc.UnaryUnaryMultiCallable[_wire_pb2.SumsAsked, _wire_pb2.SumsTold]
+    Holds: _grpc.UnaryUnaryMultiCallable[_wire_pb2.ModelAsked, _wire_pb2.HoldsTold]
+    Read: _grpc.UnaryStreamMultiCallable[_wire_pb2.ReadAsked, _wire_pb2.BytesRead]
+
+@_typing.type_check_only
+class WeightsAsyncStub(WeightsStub):
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Describe: _aio.UnaryStreamMultiCallable[_wire_pb2.ModelAsked, _wire_pb2.Described]  # type: ignore[assignment]
+    Sums: _aio.UnaryUnaryMultiCallable[_wire_pb2.SumsAsked, _wire_pb2.SumsTold]  # type: ignore[assignment]
+    Holds: _aio.UnaryUnaryMultiCallable[_wire_pb2.ModelAsked, _wire_pb2.HoldsTold]  # type: ignore[assignment]
+    Read: _aio.UnaryStreamMultiCallable[_wire_pb2.ReadAsked, _wire_pb2.BytesRead]  # type: ignore[assignment]
+
+class WeightsServicer(metaclass=_abc_1.ABCMeta):
+    """------------------------------------------------------------------ weights
+
+    Files of models, named by the model's digest: never by a path. Served on the cluster listeners
+    of the scheduler, which says what is right (Describe, Sums), and of nodes, which need not be
+    believed. A weight file's blocks are its tensors in the order of their places, each cut into
+    pieces of 1 MiB (fabric/blocks.py); both sides get them from the file's header.
+    """
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _wire_pb2.ModelAsked,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_wire_pb2.Described], _abc.AsyncIterator[_wire_pb2.Described]]: ...
+
+    @_abc_1.abstractmethod
+    def Sums(
+        self,
+        request: _wire_pb2.SumsAsked,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wire_pb2.SumsTold, _abc.Awaitable[_wire_pb2.SumsTold]]: ...
+
+    @_abc_1.abstractmethod
+    def Holds(
+        self,
+        request: _wire_pb2.ModelAsked,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wire_pb2.HoldsTold, _abc.Awaitable[_wire_pb2.HoldsTold]]: ...
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request: _wire_pb2.ReadAsked,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_wire_pb2.BytesRead], _abc.AsyncIterator[_wire_pb2.BytesRead]]: ...
+
+def add_WeightsServicer_to_server(servicer: WeightsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

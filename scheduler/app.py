@@ -63,6 +63,7 @@ async def serve_scheduler(
 
         def members(server: grpc.aio.Server) -> None:
             rpc.add_MembershipServicer_to_server(MembershipService(cluster, limits), server)
+            rpc.add_WeightsServicer_to_server(cluster.weights, server)
 
         async def cluster_listener(port: int) -> tuple[grpc.aio.Server, int]:
             return await listen(

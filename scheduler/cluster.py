@@ -51,6 +51,7 @@ from parallax.scheduler.roster import Roster
 from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
+from parallax.scheduler.weights import ModelWeights
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class ClusterService:
         self.members = self._roster.members
         self._metrics = metrics
         self._head_metrics = HeadMetrics(metrics)
+        self.weights = ModelWeights(settings.state_dir, metrics.observe_weights)
         self._planning = Planning(self._limits)
         self._formation = Formation(
             self._limits,
@@ -187,6 +189,7 @@ class ClusterService:
 
     async def _take(self, folder: ModelFolder, facts: ModelFacts, nodes: int) -> None:
         await self._store.choose(Choice(folder.location, nodes))
+        await self.weights.offer(folder)
         chosen = self.chosen
         if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
             return  # chosen twice: what it serves or loads already goes on

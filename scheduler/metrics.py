@@ -83,6 +83,11 @@ class Metrics:
             "Kept prefixes let go for want of room",
             registry=registry,
         )
+        self._weights = Counter(
+            "parallax_weights_sent_bytes",
+            "Bytes of the model's weights given out to nodes that lack them",
+            registry=registry,
+        )
         self._round_trip = Gauge(
             "parallax_ring_round_trip_seconds",
             "How long the last beat took around its ring",
@@ -202,6 +207,10 @@ class Metrics:
         """What a ring's head drafted, and what of it stood, since the last call."""
         self._drafted.inc(drafted)
         self._accepted.inc(accepted)
+
+    def observe_weights(self, sent_bytes: int) -> None:
+        """Weights were given out to a node."""
+        self._weights.inc(sent_bytes)
 
     def observe_round_trip(self, ring: str, seconds: float) -> None:
         """How long the last beat took around this ring."""

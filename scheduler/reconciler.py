@@ -21,6 +21,8 @@ from parallax.proto import wire_pb2 as wire
 
 StageKey = tuple[str, int, int]  # model digest, first layer, end layer
 
+MOST_SOURCES = 8  # of a stage's files, beside the scheduler
+
 
 class RingState(Enum):
     """How far a ring has come."""
@@ -353,8 +355,26 @@ class Reconciler:
         for key in [k for k in holding.ready if k not in wanted and k[0] == ring.model.digest]:
             load.instead_of.append(holding.ready.pop(key).stage)
         out = self._let_go({place.node_id})
+        load.sources.extend(self._sources(stage, place.node_id))
         holding.loading[_key(ring, place)] = stage
         return [*out, Order(place.node_id, wire.NodeOrder(load=load))]
+
+    def _sources(self, stage: wire.StageRange, node_id: str) -> list[wire.StagePlace]:
+        """Other nodes that hold or load layers of the model, those with most of these first."""
+        found: list[tuple[int, str, wire.StageRange]] = []
+        for other, holding in self._nodes.items():
+            ranges = [*(ready.stage for ready in holding.ready.values()), *holding.loading.values()]
+            for held in ranges if other != node_id else ():
+                if held.model.digest == stage.model.digest:
+                    common = min(held.end, stage.end) - max(held.first, stage.first)
+                    found.append((-common, other, held))
+        first: dict[str, wire.StageRange] = {}
+        for _, other, held in sorted(found, key=lambda entry: entry[:2]):
+            first.setdefault(other, held)
+        return [
+            wire.StagePlace(node_id=other, first=held.first, end=held.end)
+            for other, held in list(first.items())[:MOST_SOURCES]
+        ]
 
     def _let_go(self, nodes: set[str]) -> list[Instruction]:
         wanted = {(p.node_id, _key(r, p)) for r in self.rings for p in r.places}

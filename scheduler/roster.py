@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
@@ -88,6 +89,12 @@ class Roster:
         link = self._links.get(member.stream) if member else None
         if link is not None:
             link.order(order)
+
+    def locate(self, places: Iterable[wire.StagePlace]) -> None:
+        """Fills in how these nodes are reached."""
+        for place in places:
+            if place.node_id in self._hellos:
+                place.endpoints.extend(self._hellos[place.node_id].endpoints)
 
     def hello_of(self, node_id: str) -> wire.Hello:
         """What a member said of itself."""

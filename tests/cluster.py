@@ -206,6 +206,8 @@ def boot(
     wanted: int | None = None,
     flags: Sequence[str] = (),
     variables: dict[str, str] | None = None,
+    scheduler_variables: dict[str, str] | None = None,
+    module: str = "parallax.cli.main",
 ) -> Iterator[Cluster]:
     """A running cluster; with a model and nodes, one whose model answers.
 
@@ -215,6 +217,8 @@ def boot(
         wanted: what ``-n`` gets, if not ``nodes``.
         flags: more flags of ``parallax run``.
         variables: more environment variables, for every process.
+        scheduler_variables: more environment variables of the scheduler alone.
+        module: what the nodes run in place of the command.
     """
     environment = {
         **os.environ,
@@ -240,7 +244,7 @@ def boot(
                 str(folder / "scheduler"),
                 *flags,
             ],
-            environment,
+            {**environment, **(scheduler_variables or {})},
         )
         cluster = None
         try:
@@ -249,7 +253,7 @@ def boot(
                 folder, environment, scheduler, int(ports.group(1)), int(ports.group(2))
             )
             for number in range(nodes):
-                cluster.join(f"node{number}")
+                cluster.join(f"node{number}", module=module)
             if model is not None and nodes:
                 cluster.wait_ready()
             yield cluster
