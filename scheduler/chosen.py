@@ -31,10 +31,10 @@ class Chosen:
             name=self.folder.name, location=self.folder.location, digest=self.folder.digest
         )
 
-    def is_same(self, folder: ModelFolder, nodes: int) -> bool:
-        """Whether this is the choice of that model, on as many nodes."""
-        ours = self.folder.name, self.folder.location, self.folder.digest, self.nodes
-        return ours == (folder.name, folder.location, folder.digest, nodes)
+    def is_same(self, folder: ModelFolder) -> bool:
+        """Whether this is the choice of that model."""
+        ours = self.folder.name, self.folder.location, self.folder.digest
+        return ours == (folder.name, folder.location, folder.digest)
 
     @property
     def served(self) -> ServedModel:

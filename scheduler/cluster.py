@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from parallax.fabric.errors import (
     CutRefused,
+    Dismissed,
     LinkBroken,
     ModelTooBig,
     NoRing,
@@ -18,8 +19,9 @@ from parallax.fabric.errors import (
     StageStuck,
     UnknownArchitecture,
     from_fault,
+    to_fault,
 )
-from parallax.fabric.events import Event, NodeJoined, NodeLeft, Problem
+from parallax.fabric.events import Event, NodeJoined, NodeLeft
 from parallax.fabric.models import ModelFolder
 from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.tasks import Tasks
@@ -28,16 +30,17 @@ from parallax.scheduler.catalog import list_models
 from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
+from parallax.scheduler.departures import Departures
 from parallax.scheduler.formation import Formation
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
 from parallax.scheduler.head_metrics import HeadMetrics
 from parallax.scheduler.journal import Journal
+from parallax.scheduler.leaving import Leaving
 from parallax.scheduler.membership import (
     Change,
     Member,
     NodeArrived,
-    NodeFacts,
     NodeGone,
     NodeReady,
     NodeState,
@@ -52,11 +55,14 @@ from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
 from parallax.scheduler.weights import ModelWeights
+from parallax.scheduler.trouble import Trouble
+from parallax.scheduler.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
 RELOAD_S = 60.0  # files get mended, and networks come back
-LOOK_S = 2.0  # between two looks for better rings
+
+REMOVED = "removed"  # a note in the store
 
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
@@ -92,6 +98,7 @@ class ClusterService:
         self._head_metrics = HeadMetrics(metrics)
         self.weights = ModelWeights(settings.state_dir, metrics.observe_weights)
         self._planning = Planning(self._limits)
+        self._trouble = Trouble(on_event)
         self._formation = Formation(
             self._limits,
             store,
@@ -100,7 +107,7 @@ class ClusterService:
             self._planning.observed,
             has_room=self._has_room,
             chosen=lambda: self.chosen,
-            trouble=self._trouble,
+            trouble=self._trouble.tell,
             on_event=on_event,
             speculation=settings.speculation,
             journal=journal,
@@ -109,18 +116,33 @@ class ClusterService:
         self.requests = self._formation.requests
         self._setbacks = self._formation.setbacks
         self._do = self._formation.do
-        self.chosen: Chosen | None = None
-        self.problem: ParallaxError | None = None
-        self.missing_bytes: int | None = None
-        self._next_look = 0.0
-        self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
+        leaving = Leaving()
+        self._wishes = Wishes(
+            store,
+            self._roster,
+            self._planning,
+            self._formation,
+            self._trouble,
+            barred=lambda: leaving.nodes,
+        )
+        self._departures = Departures(
+            store, self._roster, self._formation, self._wishes, leaving, self._send_away
+        )
+        self.drain = self._departures.drain
+        self.undrain = self._departures.undrain
+        self.remove = self._departures.remove
         self._tasks = Tasks()
-        self._choosing = Choosing(settings.state_dir, self._take, self._trouble)
+        self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
+        self._removed: dict[str, str] = {}  # nodes that were sent away, and their names
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
+        await self._departures.recall()
+        await self._wishes.recall()
+        removed = await self._store.note(REMOVED)
+        self._removed = dict(removed) if isinstance(removed, dict) else {}
         self._tasks.start(self._watch())
         self._tasks.start(self.gate.keep_renewing())
         remembered = await self._store.choice()
@@ -130,7 +152,7 @@ class ClusterService:
             try:
                 await self.choose(remembered.model, remembered.nodes, True)
             except ParallaxError as error:  # nodes and people can still come
-                self._trouble(error)
+                self._trouble.tell(error)
 
     async def stop(self) -> None:
         """Lets answers in flight finish for a while, takes no new ones, then ends everything."""
@@ -142,6 +164,21 @@ class ClusterService:
         await self._choosing.stop()
         await self._formation.stop()
         await self._tasks.stop()
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """The model that is to be served."""
+        return self._wishes.chosen
+
+    @property
+    def problem(self) -> ParallaxError | None:
+        """What is wrong just now."""
+        return self._trouble.problem
+
+    @property
+    def missing_bytes(self) -> int | None:
+        """How much memory the model lacks, where it does not fit."""
+        return self._wishes.missing_bytes
 
     # ------------------------------------------------------- what HTTP asks for
 
@@ -188,16 +225,33 @@ class ClusterService:
         return self._choosing.model
 
     async def _take(self, folder: ModelFolder, facts: ModelFacts, nodes: int) -> None:
+        before = await self._store.choice()
         await self._store.choose(Choice(folder.location, nodes))
         await self.weights.offer(folder)
+        if before is not None and before.nodes != nodes:
+            self._wishes.forget()
         chosen = self.chosen
-        if chosen is not None and chosen.is_same(folder, nodes) and not chosen.failed:
-            return  # chosen twice: what it serves or loads already goes on
+        if chosen is not None and chosen.is_same(folder) and not chosen.failed:
+            self._wishes.wish(nodes)  # what it serves or loads already goes on
+            return
         await self._leave_model()
         self._planning.observed.forget_model()
-        self.chosen = Chosen(folder, facts, nodes)
-        self.problem = None
-        self._plan()
+        self._wishes.chosen = Chosen(folder, facts, nodes)
+        self._trouble.over()
+        self._wishes.plan()
+
+    def _has_room(self, ring: Ring, place: Place) -> bool:
+        return self._wishes.has_room(ring, place)
+
+    async def _send_away(self, node_id: str, name: str) -> None:
+        """This node is refused from now on, and its stream ended."""
+        self._removed[node_id] = name
+        await self._store.keep(REMOVED, self._removed)
+        self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=_removed(name))))
+        member = self.members.get(node_id)
+        if member is not None:
+            why = "it was removed"
+            self._follow(self.members.goodbye(member.stream, why, now=time.monotonic()))
 
     async def _leave_model(self) -> None:
         """Answers in flight get a while to finish; then the old rings go."""
@@ -220,6 +274,8 @@ class ClusterService:
         Raises:
             VersionMismatch: it cannot be part of a ring here.
         """
+        if hello.facts.node_id in self._removed:
+            raise from_fault(_removed(hello.facts.name))
         self._follow(self._roster.hello(hello, link, time.monotonic()))
 
     def node_report(self, node_id: str, link: NodeLink, report: wire.NodeReport) -> None:
@@ -264,8 +320,14 @@ class ClusterService:
 
     def state_of(self, member: Member) -> str:
         """How a node stands; one that hangs is as suspect as one that is silent."""
-        hangs = member.state is NodeState.READY and self._setbacks.stuck(member.facts.node_id)
-        return (NodeState.SUSPECT if hangs else member.state).value
+        node_id = member.facts.node_id
+        if member.state is NodeState.READY:
+            if self._setbacks.stuck(node_id):
+                return NodeState.SUSPECT.value
+            leaving = self._departures.state_of(node_id)
+            if leaving is not None:
+                return leaving
+        return member.state.value
 
     # --------------------------------------------------------------- decisions
 
@@ -291,67 +353,7 @@ class ClusterService:
                 replan = True
         if replan:
             self._planning.replanning.members_changed()
-            self._plan()
-
-    def _plan(self) -> None:
-        """Plans rings over the nodes that have no place yet."""
-        chosen = self.chosen
-        if chosen is None or self.reconciler.moving:
-            return
-        usable = self._usable(chosen)
-        busy = self.reconciler.busy_nodes()
-        free = [facts for facts in usable if facts.node_id not in busy]
-        if not free or (not chosen.began and len(usable) < chosen.nodes):
-            return
-        if self._reconsider(chosen, usable, time.monotonic()):
-            return
-        try:
-            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes)
-        except ModelTooBig as error:
-            if not busy:
-                self.missing_bytes = int(error.fields.get("missing_bytes", 0))
-                self._trouble(error)
-            return
-        chosen.began = True
-        self.missing_bytes = None
-        if not chosen.failed:
-            self.problem = None
-        for ring in rings:
-            self._do(self.reconciler.want(ring))
-
-    def _reconsider(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> bool:
-        """Begins to move the rings that serve to better ones, if there are such."""
-        rings, paths = self.reconciler.rings, self._roster.paths
-        change = self._planning.change(chosen, usable, paths, rings, now)
-        if change is not None:
-            log.info("rings move: %s", [ring.places for ring in change.new])
-            self._do(self.reconciler.move(change.old, change.new))
-        return change is not None
-
-    def _look(self, now: float) -> None:
-        """Now and then: have figures or nodes made better rings possible?"""
-        self._next_look = now + LOOK_S
-        chosen = self.chosen
-        if chosen is None or self.reconciler.moving:
-            return
-        usable = self._usable(chosen)
-        left = {facts.node_id for facts in usable} - self.reconciler.busy_nodes()
-        if not self._reconsider(chosen, usable, now) and left != self._left_out:
-            self._plan()
-            self._left_out = left
-
-    def _has_room(self, ring: Ring, place: Place) -> bool:
-        member = self.members.get(place.node_id)
-        if self.chosen is None or member is None:
-            return False
-        held = self.reconciler.held(place.node_id)
-        return self._planning.has_room(self.chosen, place, held, member.facts.budget_bytes)
-
-    def _usable(self, chosen: Chosen) -> list[NodeFacts]:
-        """The nodes that can be planned with."""
-        known = [m.facts for m in self.members.usable() if m.state is not NodeState.JOINING]
-        fit = (f for f in known if not self._setbacks.stuck(f.node_id))
-        return [facts for facts in fit if facts.node_id not in chosen.failed]
+            self._wishes.plan()
 
     def _busy(self, node_id: str, busy_s: float, *, stepped: bool) -> None:
         """A node whose compute thread hangs gets no work until it goes on."""
@@ -359,14 +361,13 @@ class ClusterService:
         if change is None:
             return
         if not change:
-            if isinstance(self.problem, StageStuck):
-                self.problem = None
-            self._plan()
+            self._trouble.over(StageStuck)
+            self._wishes.plan()
             return
         for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
             self._do(self.reconciler.retire(ring))
-        self._plan()
-        self._trouble(hanging(self.name_of(node_id), busy_s))
+        self._wishes.plan()
+        self._trouble.tell(hanging(self.name_of(node_id), busy_s))
 
     def _stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
         error = from_fault(failed.fault)
@@ -384,17 +385,12 @@ class ClusterService:
             chosen.failed[node_id] = error.sentence
             if not isinstance(error, _FOR_GOOD):
                 self._retries[node_id] = time.monotonic() + RELOAD_S
-        self._trouble(error)
-        self._plan()
+        self._trouble.tell(error)
+        self._wishes.plan()
 
     def _loading(self, node_id: str, progress: wire.LoadProgress) -> None:
         self.reconciler.stage_progress(node_id, progress)
         self._on_event(loading_of(progress, self.name_of(node_id)))
-
-    def _trouble(self, error: ParallaxError) -> None:
-        if self.problem is None or self.problem.sentence != error.sentence:
-            self._on_event(Problem(error))
-        self.problem = error
 
     # ------------------------------------------------------------------- clock
 
@@ -403,6 +399,8 @@ class ClusterService:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
             try:
                 self._tick(time.monotonic())
+                await self._departures.cut_off(time.monotonic())
+                await self._wishes.remember()
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
             self._metrics.set_queue(self.requests.waiting, self.requests.running)
@@ -410,20 +408,29 @@ class ClusterService:
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))
-        if now >= self._next_look:
-            self._look(now)
+        self._departures.tick(now)
+        self._wishes.tick(now)
         for node_id in [n for n, due in self._retries.items() if now >= due]:
             del self._retries[node_id]
             if self.chosen is not None and node_id in self.chosen.failed:
                 del self.chosen.failed[node_id]
-                self._plan()
+                self._wishes.plan()
         rings = self.reconciler.rings
         trouble = self._formation.ring_trouble
         if trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):
-            if self.problem is trouble:
-                self.problem = None
+            self._trouble.over(trouble)
             self._formation.ring_trouble = None
         alive = {ring.epoch for ring in rings}
         for epoch in self._setbacks.overdue(alive, now):
             why = "a node has neither joined it nor said why"
             self._formation.broke(epoch, LinkBroken(f"Ring {epoch} did not form", why))
+
+
+def _removed(name: str) -> wire.Fault:
+    return to_fault(
+        Dismissed(
+            f"{name} was removed from this cluster",
+            "somebody used 'parallax nodes remove'",
+            "Ask whoever runs the scheduler to let it in again",
+        )
+    )

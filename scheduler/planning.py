@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from parallax.fabric.errors import ModelTooBig
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
+from parallax.scheduler.layouts import Layouts
 from parallax.scheduler.membership import NodeFacts
 from parallax.scheduler.observed_speeds import ObservedSpeeds
-from parallax.scheduler.planner import Plan, StagePlan, make_plan, rate
+from parallax.scheduler.planner import Plan, RingPlan, StagePlan, improves, make_plan, rate
 from parallax.scheduler.reconciler import Place, Ring, RingState
 from parallax.scheduler.replanning import Replanning
 from parallax.scheduler.room import has_room
 from parallax.scheduler.speeds import level
 from parallax.scheduler.stage_costs import LinkFacts, Links
+
+_Figures = tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,9 @@ class Change:
 class Planning:
     """Plans for a chosen model from what nodes measured at their start and showed at work."""
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, layouts: Layouts | None = None) -> None:
+        self._limits = limits
+        self.layouts = layouts or Layouts()
         self.observed = ObservedSpeeds()
         self.replanning = Replanning(limits)
         self._judged: dict[int, tuple[object, Plan | None, Plan]] = {}  # by number of stages
@@ -43,7 +48,7 @@ class Planning:
         Raises:
             ModelTooBig: these nodes cannot hold the model.
         """
-        facts, links, unknown = self._figures(chosen, nodes, paths)
+        figures = facts, links, unknown = self._figures(chosen, nodes, paths)
         least = min(min_nodes, len(nodes))
         plan = make_plan(
             chosen.facts,
@@ -53,7 +58,34 @@ class Planning:
             min_nodes=least,
             default_link=unknown,
         )
-        return _rings(chosen, plan)
+        return self._rings(chosen, figures, plan)
+
+    def instead(
+        self,
+        chosen: Chosen,
+        nodes: Sequence[NodeFacts],
+        paths: Links,
+        rings: Sequence[Ring],
+        min_nodes: int,
+    ) -> Change:
+        """The best rings of these nodes, in place of those; the same ones stay.
+
+        Raises:
+            ModelTooBig: these nodes cannot hold the model.
+        """
+        wanted = self.rings_for(chosen, nodes, paths, min_nodes)
+        kept = {ring.places for ring in rings} & {ring.places for ring in wanted}
+        old = [ring for ring in rings if ring.places not in kept]
+        return Change(old, [ring for ring in wanted if ring.places not in kept])
+
+    def taken_up(self, chosen: Chosen, nodes: Sequence[NodeFacts], now: float) -> list[Ring]:
+        """Rings that served before this process began, all of whose nodes are here and free."""
+        by_id = {node.node_id: node for node in nodes}
+        return [
+            Ring(chosen.source, layout.places, layout.tokens_s)
+            for layout in self.layouts.take_up(chosen.folder.digest, by_id.keys(), now)
+            if _can_be(chosen, layout.places, by_id)
+        ]
 
     def change(
         self,
@@ -98,11 +130,11 @@ class Planning:
         if least < wish and any(node.node_id not in busy for node in nodes):
             longer, _ = self._judge(chosen, figures, rings, wish)
             if longer is not None and min(len(r.stages) for r in longer.rings) > least:
-                return _rings(chosen, longer)
+                return self._rings(chosen, figures, longer)
         best, present = self._judge(chosen, figures, rings, min(wish, least))
         if best is None or not self.replanning.is_due(present, best, now):
             return None
-        return _rings(chosen, best)
+        return self._rings(chosen, figures, best)
 
     def has_room(
         self,
@@ -118,9 +150,27 @@ class Planning:
             chosen.facts, stage, held, budget_bytes=budget_bytes, cache_bytes=cache_bytes
         )
 
-    def _figures(
-        self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links
-    ) -> tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts]:
+    def _rings(self, chosen: Chosen, figures: _Figures, plan: Plan) -> list[Ring]:
+        return [
+            Ring(chosen.source, self._places(chosen, figures, ring), ring.throughput_tokens_s)
+            for ring in plan.rings
+        ]
+
+    def _places(self, chosen: Chosen, figures: _Figures, ring: RingPlan) -> tuple[Place, ...]:
+        """A ring's cut: the one that its nodes had last, unless the new one is worth a change."""
+        facts, links, unknown = figures
+        new = tuple(Place(s.node_id, s.first, s.end) for s in ring.stages)
+        by_id = {node.node_id: node for node in facts}
+        old = self.layouts.places_of(chosen.folder.digest, [place.node_id for place in new])
+        if old is None or old == new or not _can_be(chosen, old, by_id):
+            return new
+        stages = [StagePlan(p.node_id, p.first, p.end) for p in old]
+        before = rate(chosen.facts, facts, links, [stages], unknown)
+        tokens_s, latency_s = ring.throughput_tokens_s, ring.latency_s
+        after = Plan((ring,), tokens_s, latency_s, tokens_s)
+        return new if improves(before, after, self._limits.replan_margin) else old
+
+    def _figures(self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links) -> _Figures:
         facts = self.observed.corrected(chosen.facts, level(nodes))
         links, unknown = self.observed.links(paths)
         return facts, links, unknown
@@ -128,7 +178,7 @@ class Planning:
     def _judge(
         self,
         chosen: Chosen,
-        figures: tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts],
+        figures: _Figures,
         rings: Sequence[Ring],
         min_nodes: int,
     ) -> tuple[Plan | None, Plan]:
@@ -157,12 +207,21 @@ class Planning:
         return best, present
 
 
-def _rings(chosen: Chosen, plan: Plan) -> list[Ring]:
-    return [
-        Ring(
-            chosen.source,
-            tuple(Place(s.node_id, s.first, s.end) for s in ring.stages),
-            ring.throughput_tokens_s,
+def _can_be(chosen: Chosen, places: Sequence[Place], nodes: Mapping[str, NodeFacts]) -> bool:
+    """Whether a remembered cut is one of this model, allowed, and within today's budgets."""
+    ends = [place.end for place in places]
+    if [place.first for place in places] != [0, *ends[:-1]] or ends[-1] != chosen.facts.layers:
+        return False
+    if chosen.cuts is not None and not chosen.cuts.issuperset(ends[:-1]):
+        return False
+    return all(
+        place.first < place.end
+        and has_room(
+            chosen.facts,
+            wire.StageRange(model=chosen.source, first=place.first, end=place.end),
+            (),
+            budget_bytes=nodes[place.node_id].budget_bytes,
+            cache_bytes=0,
         )
-        for ring in plan.rings
-    ]
+        for place in places
+    )

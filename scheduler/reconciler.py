@@ -168,6 +168,10 @@ class Reconciler:
         """This ring is wanted no more."""
         return [*self._lose(ring), *self._advance()]
 
+    def release(self, node_id: str) -> list[Instruction]:
+        """This node lets go of everything that no ring wants, without waiting for others."""
+        return self._let_go({node_id}) if node_id in self._nodes else []
+
     def stage_ready(self, node_id: str, ready: wire.StageReady) -> list[Instruction]:
         """A node holds a stage."""
         holding = self._nodes.get(node_id)

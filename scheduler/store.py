@@ -1,14 +1,16 @@
 """What the scheduler remembers over a restart: one SQLite file in the state directory.
 
-Here: the file, its form, issued epochs and the chosen model. Other nouns have a file
-each that speaks through :meth:`Store.run` (``admission_store.py``). SQLite's own locks
-keep numbers unique when two processes open it, and a number is on disk before anyone
-sees it.
+Here: the file, its form, issued epochs, the chosen model, and notes: small JSON values
+by name. Other nouns have a file each that speaks through :meth:`Store.run`
+(``admission_store.py``). SQLite's own locks keep numbers unique when two processes open
+it, and a number is on disk before anyone sees it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from types import TracebackType
 import aiosqlite
 
 from parallax.fabric.errors import BadSetting
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "state.db"
 
@@ -45,6 +49,9 @@ _MIGRATIONS = (
         node_id TEXT PRIMARY KEY, name TEXT NOT NULL, standing TEXT NOT NULL,
         since_s REAL NOT NULL, how TEXT NOT NULL
     ) STRICT;
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -104,6 +111,24 @@ class Store:
             "INSERT INTO choice (one, model, nodes) VALUES (1, ?, ?)"
             " ON CONFLICT (one) DO UPDATE SET model = excluded.model, nodes = excluded.nodes",
             (choice.model, choice.nodes),
+        )
+
+    async def note(self, name: str) -> object:
+        """What was written under a name, or None; what cannot be read counts as never written."""
+        rows = await self.run("SELECT value FROM note WHERE name = ?", (name,))
+        try:
+            value: object = json.loads(str(rows[0][0])) if rows else None
+        except ValueError:
+            log.warning("the note %r in %s cannot be read, and is forgotten", name, self._path)
+            return None
+        return value
+
+    async def keep(self, name: str, value: object) -> None:
+        """Write a JSON value under a name, in place of the one before."""
+        await self.run(
+            "INSERT INTO note (name, value) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, json.dumps(value)),
         )
 
     async def close(self) -> None:

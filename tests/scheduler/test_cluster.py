@@ -333,8 +333,6 @@ async def test_a_model_that_is_chosen_twice_serves_on(cluster: ClusterService, m
     await asyncio.gather(*(cluster.choose(str(model), 2, True) for _ in range(2)))
     assert cluster.reconciler.by_epoch(epoch) is not None
     assert cluster.status()["status"] == "available"
-    await cluster.choose(str(model), 1, True)
-    assert cluster.reconciler.by_epoch(epoch) is None, "another number of nodes is another choice"
 
 
 async def test_a_model_of_the_last_run_that_is_gone_is_told_in_the_status(tmp_path: Path) -> None:
@@ -391,10 +389,10 @@ async def test_a_better_plan_is_waited_for_and_then_made_beside_the_ring_that_se
         old = await b.join()
         c = Node(cluster, "c", budget_bytes=budget).attend()
         now = time.monotonic()
-        cluster._look(now)
-        cluster._look(now + 9)
+        cluster._wishes.look(now)
+        cluster._wishes.look(now + 9)
         assert c.orders("load") == [], "it has not been better for long enough"
-        cluster._look(now + 10)
+        cluster._wishes.look(now + 10)
         assert len(c.orders("load")) == 1
         assert cluster.status()["status"] == "available"
         assert a.orders("leave") == []
@@ -415,7 +413,7 @@ async def test_a_ring_with_a_node_that_could_not_load_something_else_stays(
     _, _, epoch = await serving(cluster)
     assert cluster.chosen is not None
     cluster.chosen.failed["b"] = "it could not load other layers"
-    cluster._look(time.monotonic())
+    cluster._wishes.look(time.monotonic())
     assert cluster.reconciler.by_epoch(epoch) is not None
 
 

@@ -1,0 +1,28 @@
+"""What is wrong just now, as people are told it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parallax.fabric.errors import ParallaxError
+from parallax.fabric.events import Event, Problem
+
+
+class Trouble:
+    """The latest problem, until somebody says that it is over; a new one is an event too."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self._on_event = on_event
+        self.problem: ParallaxError | None = None
+
+    def tell(self, error: ParallaxError) -> None:
+        """This is wrong now."""
+        if self.problem is None or self.problem.sentence != error.sentence:
+            self._on_event(Problem(error))
+        self.problem = error
+
+    def over(self, what: ParallaxError | type[ParallaxError] = ParallaxError) -> None:
+        """This problem, or every one of this kind, is no more."""
+        same = isinstance(self.problem, what) if isinstance(what, type) else self.problem is what
+        if same:
+            self.problem = None

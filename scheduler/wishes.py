@@ -1,0 +1,203 @@
+"""The shell around planning: which rings are wanted, of which nodes, and from when on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from parallax.fabric.errors import ModelTooBig
+from parallax.scheduler.chosen import Chosen
+from parallax.scheduler.formation import Formation
+from parallax.scheduler.membership import NodeFacts, NodeState
+from parallax.scheduler.planning import Change, Planning
+from parallax.scheduler.reconciler import Place, Ring, RingState
+from parallax.scheduler.roster import Roster
+from parallax.scheduler.store import Store
+from parallax.scheduler.trouble import Trouble
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0  # between two looks for better rings
+NOTE = "layouts"
+
+
+class Wishes:
+    """Asks for rings: first ones, better ones, and those that served in an earlier life.
+
+    Args:
+        store: where the rings that serve are written down.
+        barred: nodes that no plan may count on, whatever they could do.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        roster: Roster,
+        planning: Planning,
+        formation: Formation,
+        trouble: Trouble,
+        barred: Callable[[], Collection[str]],
+    ) -> None:
+        self._store = store
+        self._roster = roster
+        self._planning = planning
+        self._layouts = planning.layouts
+        self._do = formation.do
+        self._reconciler = formation.reconciler
+        self._setbacks = formation.setbacks
+        self._trouble = trouble
+        self._barred = barred
+        self.chosen: Chosen | None = None
+        self.missing_bytes: int | None = None
+        self._next_look = 0.0
+        self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
+        self._changed = False  # another number of stages is asked for than rings were made for
+
+    # ------------------------------------------------------------------ memory
+
+    async def recall(self) -> None:
+        """Takes up the rings that served in an earlier process, once their nodes attend."""
+        self._layouts.recall(await self._store.note(NOTE))
+
+    async def remember(self) -> None:
+        """Writes the rings down that serve, whenever they are others than before."""
+        rings = self._reconciler.rings
+        settled = rings and all(ring.state is RingState.READY for ring in rings)
+        if settled and not self._reconciler.moving and self._layouts.served(rings):
+            await self._store.keep(NOTE, self._layouts.told())
+
+    def forget(self) -> None:
+        """People asked for something else than what served in an earlier process."""
+        self._layouts.give_up()
+
+    # --------------------------------------------------------------- decisions
+
+    def plan(self) -> None:
+        """Plans rings over the nodes that have no place yet."""
+        chosen = self.chosen
+        if chosen is None or self._reconciler.moving:
+            return
+        now = time.monotonic()
+        usable = self.usable(chosen)
+        self._take_up(chosen, usable, now)
+        busy, awaited = self._reconciler.busy_nodes(), self._layouts.awaited
+        free = [f for f in usable if f.node_id not in busy and f.node_id not in awaited]
+        began = chosen.began or self._layouts.waited
+        if (not free and (busy or awaited)) or (not began and len(usable) < chosen.nodes):
+            return
+        if self._reconsider(chosen, usable, now):
+            return
+        try:
+            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes)
+        except ModelTooBig as error:
+            if not busy:
+                self.missing_bytes = int(error.fields.get("missing_bytes", 0))
+                self._trouble.tell(error)
+            return
+        chosen.began = True
+        self.missing_bytes = None
+        if not chosen.failed:
+            self._trouble.over()
+        for ring in rings:
+            self._do(self._reconciler.want(ring))
+
+    def wish(self, nodes: int) -> None:
+        """So many nodes should share a copy from now on; rings that serve move to that."""
+        if self.chosen is None or self.chosen.nodes == nodes:
+            return
+        self.chosen.nodes = nodes
+        self._changed = True
+        self._reshape(self.chosen)
+        self.plan()
+
+    def tick(self, now: float) -> None:
+        """Now and then: is a wait over, have figures or nodes made better rings possible?"""
+        if self._layouts.over(now):
+            self.plan()
+        if self._changed and self.chosen is not None:
+            self._reshape(self.chosen)
+        if now >= self._next_look:
+            self.look(now)
+
+    def look(self, now: float) -> None:
+        """Looks for better rings."""
+        self._next_look = now + LOOK_S
+        chosen = self.chosen
+        if chosen is None or self._reconciler.moving:
+            return
+        usable = self.usable(chosen)
+        left = {facts.node_id for facts in usable} - self._reconciler.busy_nodes()
+        if not self._reconsider(chosen, usable, now) and left != self._left_out:
+            self.plan()
+            self._left_out = left
+
+    def usable(self, chosen: Chosen) -> list[NodeFacts]:
+        """The nodes that can be planned with."""
+        members = self._roster.members.usable()
+        known = [m.facts for m in members if m.state is not NodeState.JOINING]
+        barred = {*chosen.failed, *self._barred()}
+        fit = (facts for facts in known if not self._setbacks.stuck(facts.node_id))
+        return [facts for facts in fit if facts.node_id not in barred]
+
+    def instead(self, touched: list[Ring], without: Collection[str]) -> Change | None:
+        """Rings of the nodes that stay, in place of those; only fewer, where others serve.
+
+        Raises:
+            ModelTooBig: nothing would serve any more.
+        """
+        chosen = self.chosen
+        if chosen is None:
+            return None
+        others = [ring for ring in self._reconciler.rings if ring not in touched]
+        out = {*without, *(node for ring in others for node in ring.nodes)}
+        pool = [facts for facts in self.usable(chosen) if facts.node_id not in out]
+        try:
+            paths = self._roster.paths
+            return self._planning.instead(chosen, pool, paths, touched, chosen.nodes)
+        except ModelTooBig:
+            if others:
+                return Change(touched, [])
+            raise
+
+    def has_room(self, ring: Ring, place: Place) -> bool:
+        """Whether a node can hold a stage beside what it holds."""
+        member = self._roster.members.get(place.node_id)
+        if self.chosen is None or member is None:
+            return False
+        held = self._reconciler.held(place.node_id)
+        return self._planning.has_room(self.chosen, place, held, member.facts.budget_bytes)
+
+    def _take_up(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> None:
+        """Goes on with rings that served before this process began, as far as they are whole."""
+        busy = self._reconciler.busy_nodes()
+        free = [facts for facts in usable if facts.node_id not in busy]
+        for ring in self._planning.taken_up(chosen, free, now):
+            log.info("a ring of the last run is taken up: %s", ring.places)
+            chosen.began = True
+            self._do(self._reconciler.want(ring))
+
+    def _reconsider(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> bool:
+        """Begins to move the rings that serve to better ones, if there are such."""
+        if self._layouts.awaited:
+            return False
+        rings, paths = self._reconciler.rings, self._roster.paths
+        change = self._planning.change(chosen, usable, paths, rings, now)
+        if change is not None:
+            log.info("rings move: %s", [ring.places for ring in change.new])
+            self._do(self._reconciler.move(change.old, change.new))
+        return change is not None
+
+    def _reshape(self, chosen: Chosen) -> None:
+        """Moves rings, when all of them serve, to ones of the number of stages asked for."""
+        rings = self._reconciler.rings
+        if self._reconciler.moving or any(ring.state is not RingState.READY for ring in rings):
+            return
+        self._changed = False
+        usable, paths = self.usable(chosen), self._roster.paths
+        try:
+            change = self._planning.instead(chosen, usable, paths, rings, chosen.nodes)
+        except ModelTooBig:  # a node of theirs is silent just now
+            return
+        if change.old and change.new:
+            self._do(self._reconciler.move(change.old, change.new))
