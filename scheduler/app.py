@@ -101,6 +101,7 @@ async def serve_scheduler(
             keys=KeyRing(await key_store.all(), local_secret),
             key_store=key_store,
             gate=cluster.gate,
+            departures=cluster.departures,
         )
         runner, http_port = await serve(app, settings.host, settings.port, tls)
         closing.push_async_callback(runner.cleanup)

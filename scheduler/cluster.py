@@ -107,6 +107,7 @@ class ClusterService:
             self._planning.observed,
             has_room=self._has_room,
             chosen=lambda: self.chosen,
+            missing_bytes=lambda: self.missing_bytes,
             trouble=self._trouble.tell,
             on_event=on_event,
             speculation=settings.speculation,
@@ -125,12 +126,9 @@ class ClusterService:
             self._trouble,
             barred=lambda: leaving.nodes,
         )
-        self._departures = Departures(
+        self.departures = Departures(
             store, self._roster, self._formation, self._wishes, leaving, self._send_away
         )
-        self.drain = self._departures.drain
-        self.undrain = self._departures.undrain
-        self.remove = self._departures.remove
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
@@ -139,7 +137,7 @@ class ClusterService:
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
-        await self._departures.recall()
+        await self.departures.recall()
         await self._wishes.recall()
         removed = await self._store.note(REMOVED)
         self._removed = dict(removed) if isinstance(removed, dict) else {}
@@ -324,7 +322,7 @@ class ClusterService:
         if member.state is NodeState.READY:
             if self._setbacks.stuck(node_id):
                 return NodeState.SUSPECT.value
-            leaving = self._departures.state_of(node_id)
+            leaving = self.departures.state_of(node_id)
             if leaving is not None:
                 return leaving
         return member.state.value
@@ -399,7 +397,7 @@ class ClusterService:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
             try:
                 self._tick(time.monotonic())
-                await self._departures.cut_off(time.monotonic())
+                await self.departures.cut_off(time.monotonic())
                 await self._wishes.remember()
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
@@ -408,7 +406,7 @@ class ClusterService:
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))
-        self._departures.tick(now)
+        self.departures.tick(now)
         self._wishes.tick(now)
         for node_id in [n for n, due in self._retries.items() if now >= due]:
             del self._retries[node_id]

@@ -52,6 +52,7 @@ class Dispatcher:
         lost: told when a head's stream broke; the epoch is then over.
         ring_coming: whether a ring is planned, so that requests may wait for it.
         journal: told what becomes of every request.
+        missing_bytes: how much memory the model lacks, where it does not fit.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Dispatcher:
         lost: Callable[[int, ParallaxError], None],
         ring_coming: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
+        missing_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._limits = limits
         self._lost = lost
         self._ring_coming = ring_coming
         self._journal = journal
+        self._missing_bytes = missing_bytes
         self._router = Router(limits, self._known_tokens)
         self._prefixes = KnownPrefixes()
         self._requests: dict[int, Request] = {}
@@ -361,7 +364,7 @@ class Dispatcher:
         if request.attempt:
             return RingLost(
                 "The nodes that worked on this answer are gone",
-                "no other ring could go on with it in time",
+                self._why_lost(request),
                 "Send the request again",
                 **again,
             )
@@ -370,9 +373,22 @@ class Dispatcher:
                 "No ring serves this model",
                 "nodes are missing or still loading",
                 "See 'parallax status', and join more nodes",
+                missing_bytes=self._missing_bytes(),
                 **again,
             )
         return self._router.timeout()
+
+    def _why_lost(self, request: Request) -> str:
+        """Why nobody could go on with a request that had begun."""
+        missing = self._missing_bytes()
+        if missing and not self._links:
+            return f"without them {missing:,} bytes of memory are missing for the model"
+        if self._links and not self._router.fits_any(request.length):
+            return (
+                f"with its {request.length} tokens it does not fit the caches of what is left, "
+                f"which take {self._router.most_tokens}"
+            )
+        return "no other ring could go on with it in time"
 
 
 def _hopeless(losses: int) -> ParallaxError:

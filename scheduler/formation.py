@@ -49,6 +49,7 @@ class Formation:
         observed: forgets epochs that are over.
         has_room: whether a node can hold a stage beside everything that it holds now.
         chosen: the model of the moment.
+        missing_bytes: how much memory it lacks, where it does not fit.
         trouble: is told what people should know.
         on_event: is told of rings that serve.
         speculation: whether lone answers are drafted.
@@ -65,6 +66,7 @@ class Formation:
         *,
         has_room: Callable[[Ring, Place], bool],
         chosen: Callable[[], Chosen | None],
+        missing_bytes: Callable[[], int | None],
         trouble: Callable[[ParallaxError], None],
         on_event: Callable[[Event], None],
         speculation: bool,
@@ -82,7 +84,13 @@ class Formation:
         self.setbacks = Setbacks(limits)
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
-        self.requests = Dispatcher(limits, self.broke, lambda: bool(self.reconciler.rings), journal)
+        self.requests = Dispatcher(
+            limits,
+            self.broke,
+            lambda: bool(self.reconciler.rings),
+            journal,
+            missing_bytes,
+        )
         self.ring_trouble: ParallaxError | None = None  # of rings that break again and again
 
     async def stop(self) -> None:

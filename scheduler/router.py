@@ -161,7 +161,7 @@ class Router:
                 "Try again soon; GET /cluster/status_json shows what is missing.",
                 retry_after_s=self._limits.retry_after_s,
             )
-        if self._rings and not self._fits_any(tokens):
+        if self._rings and not self.fits_any(tokens):
             raise self.too_long(tokens)
         if not self._queue.has_place(client, len(self._returned)):
             raise self._full(client)
@@ -309,7 +309,16 @@ class Router:
         if not self._rings:
             return []
         waiting = [self._requests[id] for id in self._queue]
-        return self._give_up(r for r in waiting if not self._fits_any(r.tokens))
+        return self._give_up(r for r in waiting if not self.fits_any(r.tokens))
+
+    def fits_any(self, tokens: int) -> bool:
+        """Whether some ring can take a request so long, when nothing else is there."""
+        return any(ring.takes(tokens) for ring in self._rings.values())
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest request that a ring takes; 0: no limit is known."""
+        return max((ring.context_tokens for ring in self._rings.values()), default=0)
 
     def next_event_s(self) -> float | None:
         """When to call :meth:`expired` and :meth:`dispatch` even if nothing happens."""
@@ -331,7 +340,7 @@ class Router:
 
     def too_long(self, tokens: int) -> PromptTooLong:
         """The error for a request of so many tokens that :meth:`misfits` names."""
-        most = max((ring.context_tokens for ring in self._rings.values()), default=0)
+        most = self.most_tokens
         return PromptTooLong(
             f"The prompt has {tokens} tokens, and the caches of this cluster hold {most}",
             f"With its answer's first token it would need {tokens + 1}.",
@@ -352,9 +361,6 @@ class Router:
             f"Try again in {self._limits.retry_after_s} s.",
             retry_after_s=self._limits.retry_after_s,
         )
-
-    def _fits_any(self, tokens: int) -> bool:
-        return any(ring.takes(tokens) for ring in self._rings.values())
 
     def _give_up(self, requests: Iterable[_Request]) -> list[int]:
         given_up = sorted(requests, key=lambda r: r.arrival)
@@ -382,9 +388,9 @@ class Router:
         if not any(ring.free > 0 for ring in self._rings.values()):
             return None
         for request in self._returned:
-            if self._fits_any(request.tokens):
+            if self.fits_any(request.tokens):
                 return request
-        id = self._queue.first(lambda id: self._fits_any(self._requests[id].tokens))
+        id = self._queue.first(lambda id: self.fits_any(self._requests[id].tokens))
         return None if id is None else self._requests[id]
 
     def _best_ring(self, request: _Request) -> int | None:

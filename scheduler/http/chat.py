@@ -15,7 +15,7 @@ from parallax.scheduler.http.flow import Arrival, Flow
 from parallax.scheduler.http.guard import holder_of
 from parallax.scheduler.http.keys import LIMITS, METRICS
 
-KEEP_ALIVE_S = 10.0
+KEEP_ALIVE_S = 3.0  # of silence, then a comment: rings move, or are mended
 _Batch = list[Arrival]
 
 

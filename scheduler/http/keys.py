@@ -8,6 +8,7 @@ from aiohttp import web
 
 from parallax.fabric.limits import Limits
 from parallax.scheduler.api_keys import KeyRing
+from parallax.scheduler.departures import Departures
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import Cluster
 from parallax.scheduler.http.access import Access
@@ -26,3 +27,4 @@ ACCESS = web.AppKey("access", Access)
 KEY_RING = web.AppKey("key_ring", KeyRing)
 KEY_STORE: web.AppKey[KeyStore | None] = web.AppKey("key_store")  # None: in memory alone
 CLOSING = web.AppKey("closing", asyncio.Event)
+DEPARTURES = web.AppKey("departures", Departures)

@@ -15,9 +15,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from parallax.fabric.errors import BadSetting, PortInUse
 from parallax.fabric.limits import Limits
 from parallax.scheduler.api_keys import KeyRing
+from parallax.scheduler.departures import Departures
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import Cluster, ServedModel
 from parallax.scheduler.http import admin, api_keys, chat, models, page, setup, status
+from parallax.scheduler.http import departures as admin_departures
 from parallax.scheduler.http.access import Access
 from parallax.scheduler.http.connections import Site
 from parallax.scheduler.http.errors import errors
@@ -26,6 +28,7 @@ from parallax.scheduler.http.keys import (
     ACCESS,
     CLOSING,
     CLUSTER,
+    DEPARTURES,
     GATE,
     KEY_RING,
     KEY_STORE,
@@ -51,6 +54,7 @@ def make_app(
     keys: KeyRing | None = None,
     key_store: KeyStore | None = None,
     gate: Gate | None = None,
+    departures: Departures | None = None,
 ) -> web.Application:
     """Every endpoint over this cluster.
 
@@ -59,6 +63,7 @@ def make_app(
         keys: those that count already; None: none do.
         key_store: where keys and their usage are kept; None: in memory alone.
         gate: who decides about nodes; None: nothing is served that does.
+        departures: how nodes give up their layers; None: nothing is served for that.
     """
     app = web.Application(middlewares=[errors, guard], client_max_size=limits.body_bytes)
     app[ACCESS] = access or Access()
@@ -75,6 +80,9 @@ def make_app(
     if gate is not None:
         app[GATE] = gate
         app.add_routes(admin.routes())
+    if departures is not None:
+        app[DEPARTURES] = departures
+        app.add_routes(admin_departures.routes())
     app.cleanup_ctx.append(_text)
     app.cleanup_ctx.append(api_keys.usage_written)
     app.on_response_prepare.append(add_headers)

@@ -52,7 +52,7 @@ async def test_a_drained_node_serves_until_the_others_have_its_layers(
     cluster: ClusterService,
 ) -> None:
     a, b, epoch = await serving(cluster)
-    assert await cluster.drain("b") == "b"
+    assert await cluster.departures.drain("b") == "b"
     assert states(cluster) == {"a": "ready", "b": "draining"}
     assert cluster.status()["status"] == "available"
     a.load_all()
@@ -65,7 +65,7 @@ async def test_a_drained_node_serves_until_the_others_have_its_layers(
     assert [ring.epoch for ring in cluster.reconciler.rings] == [new]
     cluster._wishes.tick(time.monotonic() + 60)
     assert len(b.orders("load")) == 1, "it is planned with no more"
-    await cluster.undrain("b")
+    await cluster.departures.undrain("b")
     assert states(cluster)["b"] == "ready"
     assert len(b.orders("load")) == 2
 
@@ -81,7 +81,7 @@ async def test_a_request_on_a_drained_ring_goes_on_where_it_was(
     token = wire.TokenEvent(request=1, attempt=1, index=0, token=7)
     cluster.requests.head_report(wire.HeadReport(epoch=epoch, tokens=[token]))
     await first
-    await cluster.drain("b")
+    await cluster.departures.drain("b")
     a.load_all()
     new = await a.join(2)
     link = next(link for link in reversed(Link.made) if link.epoch == new)
@@ -94,22 +94,22 @@ async def test_the_last_node_is_drained_by_force_alone_and_the_status_says_what_
     cluster: ClusterService,
 ) -> None:
     a, _, _ = await serving(cluster)
-    await cluster.drain("b")
+    await cluster.departures.drain("b")
     a.load_all()
     await a.join(2)
     with pytest.raises(ModelTooBig, match=r"Without a .* bytes are missing.*--force") as caught:
-        await cluster.drain("a")
+        await cluster.departures.drain("a")
     assert int(caught.value.fields["missing_bytes"]) > 0
     assert states(cluster)["a"] == "ready"
     assert cluster.status()["missing_bytes"] is None
-    await cluster.drain("a", force=True)
+    await cluster.departures.drain("a", force=True)
     assert cluster.reconciler.rings == []
     assert states(cluster)["a"] == "drained"
     assert len(a.orders("unload")) == 2
     missing = cluster.status()["missing_bytes"]
     assert isinstance(missing, int)
     assert missing > 0
-    await cluster.undrain("a")
+    await cluster.departures.undrain("a")
     assert cluster.reconciler.busy_nodes() == {"a"}
     assert cluster.status()["missing_bytes"] is None
 
@@ -124,7 +124,7 @@ async def test_where_another_ring_serves_a_drained_one_just_ends(
             node.load_all()
             await node.join()
         assert len(cluster.reconciler.rings) == 2
-        await cluster.drain("a")
+        await cluster.departures.drain("a")
         assert [ring.nodes for ring in cluster.reconciler.rings] == [("b",)]
         assert states(cluster) == {"a": "drained", "b": "ready"}
 
@@ -134,9 +134,9 @@ async def test_a_drain_asked_for_while_rings_move_comes_after_the_move(
 ) -> None:
     a, b, _ = await serving(cluster)
     c = Node(cluster, "c").attend()
-    await cluster.drain("a")
+    await cluster.departures.drain("a")
     assert cluster.reconciler.moving
-    await cluster.drain("b")
+    await cluster.departures.drain("b")
     assert states(cluster)["b"] == "draining"
     for node in (b, c):
         node.load_all()
@@ -157,12 +157,12 @@ async def test_a_removed_node_is_refused_from_then_on_over_restarts(
         await cluster.choose(str(model), 2, True)
         a, b, _ = await serving(cluster)
         with pytest.raises(UnknownNode):
-            await cluster.remove("x")
-        await cluster.remove("b")
+            await cluster.departures.remove("x")
+        await cluster.departures.remove("b")
         assert b.orders("dismiss") == [], "its layers are still needed"
         a.load_all()
         await a.join(2)
-        await cluster._departures.cut_off(time.monotonic())
+        await cluster.departures.cut_off(time.monotonic())
         assert b.orders("dismiss")[0].fault.kind == "Dismissed"
         assert states(cluster) == {"a": "ready", "b": "gone"}
         with pytest.raises(Exception, match="removed"):
@@ -174,10 +174,10 @@ async def test_a_removed_node_is_refused_from_then_on_over_restarts(
 
 async def test_a_removal_does_not_wait_for_ever(cluster: ClusterService) -> None:
     a, b, epoch = await serving(cluster)
-    await cluster.remove("b")
-    await cluster._departures.cut_off(time.monotonic() + REMOVE_S - 1)
+    await cluster.departures.remove("b")
+    await cluster.departures.cut_off(time.monotonic() + REMOVE_S - 1)
     assert cluster.reconciler.by_epoch(epoch) is not None
-    await cluster._departures.cut_off(time.monotonic() + REMOVE_S)
+    await cluster.departures.cut_off(time.monotonic() + REMOVE_S)
     assert cluster.reconciler.by_epoch(epoch) is None
     assert b.orders("dismiss")
     a.load_all()
@@ -189,7 +189,7 @@ async def test_a_drained_node_is_drained_after_a_restart(model: Path, tmp_path: 
     async with running(tmp_path) as cluster:
         await cluster.choose(str(model), 1, True)
         Node(cluster, "a").attend()
-        await cluster.drain("a", force=True)
+        await cluster.departures.drain("a", force=True)
     async with running(tmp_path) as cluster:
         a = Node(cluster, "a").attend()
         assert states(cluster) == {"a": "drained"}
