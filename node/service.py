@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from parallax.fabric.addresses import Address, host_port, listening_addresses
 from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
 from parallax.fabric.claim import claim
 from parallax.fabric.data_channel import DataListener
-from parallax.fabric.discovery import find_scheduler
+from parallax.fabric.discovery import Target, find_scheduler
 from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
 from parallax.fabric.identity import load_identity
@@ -29,6 +30,7 @@ from parallax.node.facts import measure_facts
 from parallax.node.fetch import Place
 from parallax.node.library import Library
 from parallax.node.links import measure
+from parallax.node.reunion import Patience, meet_again
 from parallax.node.seats import Seats
 from parallax.node.shelf import Shelf
 from parallax.proto import wire_pb2 as wire
@@ -37,9 +39,6 @@ from parallax.proto import wire_pb2_grpc as rpc
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-RETRY_FIRST_S = 0.25
-RETRY_MOST_S = 5.0
 
 
 class NodeService:
@@ -51,7 +50,8 @@ class NodeService:
         self._on_event = on_event
         self._stopping = asyncio.Event()
         self._tasks = Tasks()
-        self._retry_s = RETRY_FIRST_S
+        self._patience = Patience()
+        self._met: Target | None = None  # the scheduler attended last, by where it answered
         self._compute = Compute(asyncio.get_running_loop())
         self._attendance = Attendance(self._limits, self._compute.busy_s)
         self._scheduler: Place | None = None  # whose orders are followed
@@ -180,16 +180,28 @@ class NodeService:
                     raise
                 self._on_event(Problem(error))
             await self._seats.leave_all()
-            await self._pause(self._retry_s)
-            self._retry_s = min(RETRY_MOST_S, self._retry_s * 2)
+            await self._pause(self._patience.pause_s(time.monotonic()))
 
     async def _find(self, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
-        target = await find_scheduler(
-            self._settings.scheduler,
-            timeout_s=self._limits.call_s,
-            loopback_only=self._settings.loopback_only,
+        """The scheduler: where it was a moment ago, or where it is found."""
+
+        async def search() -> Target:
+            return await find_scheduler(
+                self._settings.scheduler,
+                timeout_s=self._limits.call_s,
+                loopback_only=self._settings.loopback_only,
+            )
+
+        async def enrol(target: Target) -> tuple[str, list[wire.Endpoint]]:
+            found = await self._attendance.enrol(target, hello)
+            self._met = target
+            return found
+
+        if self._met is None:
+            return await enrol(await search())
+        return await meet_again(
+            self._met, enrol, search, lambda: self._patience.pause_s(time.monotonic())
         )
-        return await self._attendance.enrol(target, hello)
 
     async def _unless_stopping(self, work: Coroutine[Any, Any, T]) -> T | None:
         """What ``work`` returns; None when :meth:`stop` comes first."""
@@ -213,7 +225,7 @@ class NodeService:
     async def _order(self, order: wire.NodeOrder) -> None:
         match order.WhichOneof("order"):
             case "welcome":
-                self._retry_s = RETRY_FIRST_S
+                self._patience.met()
             case "load":
                 load = order.load
                 self._tasks.start(self._shelf.load(load.stage, load.instead_of, load.sources))

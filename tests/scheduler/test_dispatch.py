@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import ClassVar
 
@@ -263,3 +264,35 @@ async def test_of_idle_rings_the_one_that_served_the_prompts_beginning_gets_it(
     dispatcher.ring_down(2)
     dispatcher.ring_up(3, "a", [], 4, 1.0)
     assert await ask_to_the_end(6, (*system, 4)) == 1, "its caches went with it"
+
+
+async def test_an_answer_that_fits_no_ring_any_more_ends_with_the_reason(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 4, 1.0)
+    answer = ask(dispatcher, prompt=50)
+    await until(lambda: bool(Link.made) and bool(Link.made[0].submitted))
+    dispatcher.ring_down(1)
+    dispatcher.ring_up(2, "n", [], 4, 1.0, context_tokens=40)
+    dispatcher._look(time.monotonic())
+    assert not answer.done(), "a ring that takes it may still come"
+    dispatcher._look(time.monotonic() + Limits().queue_wait_s + 1)
+    with pytest.raises(RingLost, match=r"50 tokens .* which take 40"):
+        await answer
+
+
+async def test_an_answer_that_nobody_can_go_on_with_says_how_much_memory_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "HeadLink", Link)
+    Link.made.clear()
+    dispatcher = Dispatcher(Limits(), unheard, missing_bytes=lambda: 12_345)
+    dispatcher.start()
+    dispatcher.ring_up(1, "n", [], 4, 1.0)
+    answer = ask(dispatcher)
+    await until(lambda: bool(Link.made) and bool(Link.made[0].submitted))
+    dispatcher.ring_down(1)
+    dispatcher._look(time.monotonic() + Limits().queue_wait_s + 1)
+    with pytest.raises(RingLost, match="12,345 bytes of memory are missing"):
+        await answer
+    await dispatcher.stop()

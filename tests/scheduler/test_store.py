@@ -130,3 +130,14 @@ async def test_a_locked_file_is_an_error_after_a_deadline(
             assert await store.next_epoch() == 1
         finally:
             other.close()
+
+
+async def test_notes_are_kept_and_replaced(tmp_path: Path) -> None:
+    async with await Store.open(tmp_path) as store:
+        assert await store.note("plan") is None
+        await store.keep("plan", [1, "a"])
+        await store.keep("plan", {"b": [2.5, None, True]})
+    async with await Store.open(tmp_path) as store:
+        assert await store.note("plan") == {"b": [2.5, None, True]}
+        await store.run("UPDATE note SET value = '{'")
+        assert await store.note("plan") is None, "what cannot be read was never written"
