@@ -142,6 +142,18 @@ class Cluster:
         told = json.loads((self.folder / "scheduler" / "cli.key").read_text())
         return {"Authorization": f"Bearer {told['key']}"}
 
+    def process(self, name: str) -> Process:
+        """The newest process of a node."""
+        named = [n for n in self.nodes if name in map(str, n.child.args)]  # type: ignore[arg-type]
+        return named[-1]
+
+    def start_scheduler_again(self) -> None:
+        """With the same state and ports, once the one before has ended."""
+        arguments = [str(argument) for argument in self.scheduler.child.args[3:]]  # type: ignore[index]
+        arguments[arguments.index("--grpc-port") + 1] = str(self.enrol_port)
+        arguments[arguments.index("--port") + 1] = str(self.http_port)
+        self.scheduler = Process(arguments, self.environment)
+
     def get(self, path: str, timeout_s: float = 60.0) -> Any:
         """A JSON answer."""
         request = urllib.request.Request(self.url + path, headers=self.headers)

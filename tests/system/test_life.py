@@ -77,13 +77,8 @@ def test_the_model_changes_at_run_time(model: Path, tmp_path: Path) -> None:
 def test_a_scheduler_started_again_serves_again(model: Path) -> None:
     with boot(model, nodes=1) as cluster:
         first = cluster.status()["rings"][0]["epoch"]
-        arguments = cluster.scheduler.child.args
-        assert isinstance(arguments, list)
         assert cluster.scheduler.stop() == 0
-        again = [str(a) for a in arguments[3:]]
-        again[again.index("--grpc-port") + 1] = str(cluster.enrol_port)
-        again[again.index("--port") + 1] = str(cluster.http_port)
-        cluster.scheduler = type(cluster.scheduler)(again, cluster.environment)
+        cluster.start_scheduler_again()
         cluster.scheduler.wait_for("Listening:")
         status = cluster.wait_ready()
         assert status["rings"][0]["epoch"] > first, "an epoch was used twice"
