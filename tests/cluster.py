@@ -149,6 +149,7 @@ class Cluster:
 
     def start_scheduler_again(self) -> None:
         """With the same state and ports, once the one before has ended."""
+        self.scheduler.stop()
         arguments = [str(argument) for argument in self.scheduler.child.args[3:]]  # type: ignore[index]
         arguments[arguments.index("--grpc-port") + 1] = str(self.enrol_port)
         arguments[arguments.index("--port") + 1] = str(self.http_port)
