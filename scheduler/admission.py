@@ -104,6 +104,11 @@ class Admission:
         known = self._nodes.get(node_id)
         return self.open if known is None else known.standing is Standing.ADMITTED
 
+    def removed(self, node_id: str) -> bool:
+        """Whether this node was sent away."""
+        known = self._nodes.get(node_id)
+        return known is not None and known.standing is Standing.REMOVED
+
     def pending(self, now: float) -> list[Pending]:
         """Who waits, the longest first."""
         self._forget_silent(now)

@@ -62,8 +62,6 @@ log = logging.getLogger(__name__)
 
 RELOAD_S = 60.0  # files get mended, and networks come back
 
-REMOVED = "removed"  # a note in the store
-
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
 
@@ -132,15 +130,12 @@ class ClusterService:
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
-        self._removed: dict[str, str] = {}  # nodes that were sent away, and their names
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
         await self.departures.recall()
         await self._wishes.recall()
-        removed = await self._store.note(REMOVED)
-        self._removed = dict(removed) if isinstance(removed, dict) else {}
         self._tasks.start(self._watch())
         self._tasks.start(self.gate.keep_renewing())
         remembered = await self._store.choice()
@@ -243,8 +238,7 @@ class ClusterService:
 
     async def _send_away(self, node_id: str, name: str) -> None:
         """This node is refused from now on, and its stream ended."""
-        self._removed[node_id] = name
-        await self._store.keep(REMOVED, self._removed)
+        await self.gate.remove(node_id, name)
         self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=_removed(name))))
         member = self.members.get(node_id)
         if member is not None:
@@ -272,7 +266,7 @@ class ClusterService:
         Raises:
             VersionMismatch: it cannot be part of a ring here.
         """
-        if hello.facts.node_id in self._removed:
+        if self.gate.removed(hello.facts.node_id):
             raise from_fault(_removed(hello.facts.name))
         self._follow(self._roster.hello(hello, link, time.monotonic()))
 

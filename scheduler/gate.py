@@ -105,6 +105,10 @@ class Gate:
         """See :meth:`Admission.allowed`."""
         return self._admission.allowed(node_id)
 
+    def removed(self, node_id: str) -> bool:
+        """See :meth:`Admission.removed`."""
+        return self._admission.removed(node_id)
+
     # --------------------------------------------------------------- for people
 
     def join_command(self) -> str:

@@ -120,6 +120,7 @@ async def running(tmp_path: Path, **limits: float) -> AsyncIterator[ClusterServi
     events: list[Event] = []
     async with await Store.open(tmp_path) as store:
         cluster = ClusterService(settings, "boss", store, Metrics(), events.append)
+        await cluster.gate.start()
         await cluster.start()
         try:
             yield cluster
