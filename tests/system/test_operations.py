@@ -20,6 +20,7 @@ from tests.reference import Reference
 from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
 from tests.system.test_moving import repeatedly, stages, stream
 
+PATH, JSON = "/v1/chat/completions", {"Content-Type": "application/json"}
 TOKENS = 120
 CLIENTS = 8
 SERVICE_S = 5.0  # from the start of a new scheduler to its first answer
@@ -113,7 +114,7 @@ def test_a_killed_scheduler_serves_again_at_once_and_no_weights_are_read_again(
             connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=120)
             got = b""
             try:
-                connection.request("POST", "/v1/chat/completions", json.dumps(body | fields))
+                connection.request("POST", PATH, json.dumps(body | fields), JSON)
                 answer = connection.getresponse()
                 while piece := answer.read1(65536):
                     counts[number] += 1
@@ -130,7 +131,9 @@ def test_a_killed_scheduler_serves_again_at_once_and_no_weights_are_read_again(
         began = time.monotonic()
         cluster.start_scheduler_again()
         for answer in answers:
-            assert b"[DONE]" not in answer.result(timeout=30)
+            got = answer.result(timeout=30)
+            assert b'"delta"' in got
+            assert b"[DONE]" not in got
         text = None
         while text is None:
             assert time.monotonic() - began < SERVICE_S * SLACK, cluster.scheduler.output
@@ -170,7 +173,7 @@ def test_a_client_hears_comments_while_its_ring_is_mended(
         connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=120)
         comments, text = 0, ""
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body))
+            connection.request("POST", PATH, json.dumps(body), JSON)
             answer = connection.getresponse()
             while line := answer.readline():
                 comments += line.startswith(b": keep-alive")
