@@ -54,8 +54,8 @@ from parallax.scheduler.roster import Roster
 from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
-from parallax.scheduler.weights import ModelWeights
 from parallax.scheduler.trouble import Trouble
+from parallax.scheduler.weights import ModelWeights
 from parallax.scheduler.wishes import Wishes
 
 log = logging.getLogger(__name__)
