@@ -15,7 +15,7 @@ import base58
 
 PREFIX = "pxt_"  # so that people, and programs that look for secrets, know what it is
 MOST_CHARACTERS = 256  # of what is taken for a token; real ones have about 32
-ID_CHARACTERS = 8
+ID_CHARACTERS = 12
 _RANDOM_BYTES = 20
 
 
