@@ -30,7 +30,7 @@ _SEND_BUFFER_BYTES = 128 << 10  # the kernel's share of what a slow client has n
 class Site(web.BaseSite):
     """Where an application listens, through :class:`Connections`."""
 
-    __slots__ = ("_host", "_limits", "_metrics", "_port")
+    __slots__ = ("_connections", "_host", "_port")
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Site(web.BaseSite):
     ) -> None:
         super().__init__(runner, ssl_context=tls)
         self._host, self._port = host, port
-        self._limits, self._metrics = limits, metrics
+        self._connections = Connections(cast(web.Server, runner.server), limits, metrics, tls)
 
     @property
     def name(self) -> str:
@@ -58,27 +58,32 @@ class Site(web.BaseSite):
             OSError: it cannot be done.
         """
         await super().start()
-        server = cast(web.Server, self._runner.server)
-        connections = Connections(server, self._limits, self._metrics)
-        secure = self._ssl_context is not None
+        # TLS is begun by each connection, so that those that do not finish it are counted too.
         self._server = await asyncio.get_running_loop().create_server(
-            connections,
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=self._limits.header_s if secure else None,
-            backlog=self._backlog,
+            self._connections, self._host, self._port, backlog=self._backlog
         )
         for listener in self._server.sockets:  # connections have what their listener has
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+
+    async def stop(self) -> None:
+        """Listen no more; who is still beginning TLS is sent away."""
+        await super().stop()
+        await self._connections.drop_handshakes()
 
 
 class Connections:
     """Makes the protocol of each new connection, and counts those there are."""
 
-    def __init__(self, server: web.Server, limits: Limits, metrics: Metrics) -> None:
-        self.server, self.limits, self.metrics = server, limits, metrics
+    def __init__(
+        self,
+        server: web.Server,
+        limits: Limits,
+        metrics: Metrics,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.server, self.limits, self.metrics, self.tls = server, limits, metrics, tls
         self.open = 0
+        self.handshakes: set[asyncio.Task[None]] = set()
         self._by_address: Counter[str] = Counter()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = limits.connections if files < 0 else max(16, files - _FILES_FOR_OTHERS)
@@ -97,6 +102,12 @@ class Connections:
         self.open += 1
         self._by_address[address] += 1
         return True
+
+    async def drop_handshakes(self) -> None:
+        """End those that are beginning TLS."""
+        for handshake in self.handshakes:
+            handshake.cancel()
+        await asyncio.gather(*self.handshakes, return_exceptions=True)
 
     def leave(self, address: str) -> None:
         """One that had entered is gone."""
@@ -117,6 +128,8 @@ class Connection(asyncio.Protocol):
         self._address = ""
         self._waits: asyncio.TimerHandle | None = None  # for the rest of a head
         self._stuck: asyncio.TimerHandle | None = None  # for the client to read
+        self._early: list[bytes] = []  # came before aiohttp's protocol was there
+        self._entered = False
         self._busy = False
         self._heard = False
 
@@ -128,18 +141,22 @@ class Connection(asyncio.Protocol):
         if not self._all.enter(address):
             self._turn_away(self._transport)
             return
-        self._address = address
-        # Whatever is not taken at once counts as not taken: see pause_writing.
-        self._transport.set_write_buffer_limits(high=0)
-        self._http = self._all.server()
-        self._http.connection_made(self._transport)
+        self._address, self._entered = address, True
         self._await_head()
+        if self._all.tls is None:
+            self._serve(self._transport)
+            return
+        self._transport.pause_reading()  # until TLS reads
+        handshake = self._loop.create_task(self._secure(self._transport, self._all.tls))
+        self._all.handshakes.add(handshake)
+        handshake.add_done_callback(self._all.handshakes.discard)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head or a body."""
-        if self._http is None:
-            return
         self._heard = True
+        if self._http is None:
+            self._early.append(data)
+            return
         if not self._busy and self._waits is None:
             self._await_head()
         self._http.data_received(data)
@@ -154,8 +171,10 @@ class Connection(asyncio.Protocol):
         for timer in (self._waits, self._stuck):
             if timer is not None:
                 timer.cancel()
-        if self._http is not None:
+        if self._entered:
+            self._entered = False
             self._all.leave(self._address)
+        if self._http is not None:
             self._http.connection_lost(exc)
             self._http = None
         self._transport = None
@@ -185,6 +204,35 @@ class Connection(asyncio.Protocol):
         """The request is answered; another one may follow."""
         self._busy = self._heard = False
 
+    async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        limits = self._all.limits
+        try:
+            secured = await self._loop.start_tls(
+                transport,
+                self,
+                tls,
+                server_side=True,
+                ssl_handshake_timeout=limits.header_s,
+                ssl_shutdown_timeout=limits.linger_s,
+            )
+        except (OSError, asyncio.CancelledError):  # ssl.SSLError is an OSError
+            secured = None
+        if self._transport is None or secured is None:  # lost, and asyncio tells nobody
+            transport.abort()
+            self.connection_lost(None)
+            return
+        self._transport = secured
+        self._serve(secured)
+
+    def _serve(self, transport: asyncio.Transport) -> None:
+        # Whatever is not taken at once counts as not taken: see pause_writing.
+        transport.set_write_buffer_limits(high=0)
+        self._http = self._all.server()
+        self._http.connection_made(transport)
+        early, self._early = self._early, []
+        for data in early:
+            self.data_received(data)
+
     def _await_head(self) -> None:
         self._waits = self._loop.call_later(self._all.limits.header_s, self._is_late)
 
@@ -209,6 +257,9 @@ class Connection(asyncio.Protocol):
             "The server has too many connections", "", "Close some, or try again later"
         )
         self._all.metrics.refused(error.row.code)
+        if self._all.tls is not None:
+            transport.abort()
+            return
         told = {"message": error.sentence, "type": error.row.type, "param": None}
         body = json.dumps({"error": {**told, "code": error.row.code}}).encode()
         head = (
