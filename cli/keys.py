@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parallax.cli import flags
-from parallax.cli.client import connect
-from parallax.cli.console import configure_logging, printable
-from parallax.fabric.settings import ClientSettings, load
+from parallax.cli.console import printable
+from parallax.cli.nodes import client_of
 
 group = typer.Typer(no_args_is_help=True)
 
@@ -42,11 +41,11 @@ def create(
     log_level: flags.LogLevel = None,
 ) -> None:
     """Makes a key and shows it, this once."""
-    settings = _settings(locals())
+    client = client_of(locals())
     wanted: dict[str, Any] = {"name": name, "admin": admin}
     wanted |= {} if rate is None else {"rate": rate}
     wanted |= {} if concurrent is None else {"concurrent": concurrent}
-    made = connect(settings).send("POST", "/admin/keys", wanted)["data"]
+    made = client.send("POST", "/admin/keys", wanted)["data"]
     if as_json:
         typer.echo(json.dumps(made))
         return
@@ -68,7 +67,7 @@ def listed(
     log_level: flags.LogLevel = None,
 ) -> None:
     """Lists the keys: their limits, and what was done with them."""
-    keys = connect(_settings(locals())).get("/admin/keys").get("data") or []
+    keys = client_of(locals()).get("/admin/keys").get("data") or []
     if as_json:
         typer.echo(json.dumps(keys))
     elif keys:
@@ -89,16 +88,8 @@ def revoke(
     log_level: flags.LogLevel = None,
 ) -> None:
     """Ends a key: requests with it are refused from now on."""
-    connect(_settings(locals())).send("DELETE", f"/admin/keys/{quote(key_id, safe='')}")
+    client_of(locals()).send("DELETE", f"/admin/keys/{quote(key_id, safe='')}")
     typer.echo(f"{key_id} is revoked")
-
-
-def _settings(given: dict[str, Any]) -> ClientSettings:
-    """The flags that say where the cluster is, as settings."""
-    names = ("url", "host", "port", "state_dir", "api_key", "ca_file", "log_level")
-    settings = load(ClientSettings, {name: given[name] for name in names})
-    configure_logging(settings.log_level)
-    return settings
 
 
 def _table(keys: list[dict[str, Any]]) -> Table:

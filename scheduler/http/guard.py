@@ -81,12 +81,6 @@ def holder_of(request: web.Request) -> Holder | None:
     return request.get(HOLDER)
 
 
-def is_admin(request: web.Request) -> bool:
-    """Whether what only admins may see may be shown."""
-    holder = holder_of(request)
-    return not request.app[ACCESS].keys_required or (holder is not None and holder.admin)
-
-
 def _holder(request: web.Request, level: Level) -> Holder | None:
     """
     Raises:

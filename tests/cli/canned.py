@@ -88,6 +88,7 @@ class Canned:
             "/health": (200, b'{"status": "ok", "ready": true}'),
         }
         self.posted: list[dict[str, Any]] = []
+        self.heard: list[dict[str, str]] = []  # headers
         self.url = ""
 
 
@@ -111,6 +112,7 @@ def canned() -> Iterator[Canned]:
             self._answer()
 
         def _answer(self) -> None:
+            state.heard.append(dict(self.headers.items()))
             status, body = state.answers.get(self.path, (404, b"nothing"))
             self.send_response(status)
             self.end_headers()

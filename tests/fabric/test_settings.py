@@ -61,6 +61,16 @@ def test_flags_beat_variables_beat_the_file_beat_defaults(
     assert (found.port, found.grpc_port, found.host, found.nodes) == (3333, 2002, "0.0.0.0", 1)
 
 
+def test_lists_are_written_with_commas_in_variables_and_as_lists_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PARALLAX_CORS_ORIGIN", "https://A.example, http://b.example:8080")
+    Path("parallax.toml").write_text('allowed_host = ["Studio.example"]\n')
+    found = load(SchedulerSettings, {})
+    assert found.cors_origin == ("https://a.example", "http://b.example:8080")
+    assert found.allowed_host == ("studio.example",)
+
+
 def test_a_file_here_replaces_the_one_in_the_home_folder(tmp_path: Path) -> None:
     home_config(tmp_path, "port = 1001\nnodes = 4\n")
     assert load(SchedulerSettings, {}).nodes == 4
