@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
+from parallax.cli.client import tls_context
 from parallax.cli.tables import size
 from parallax.fabric.addresses import Kind, host_port, listening_addresses
 from parallax.fabric.discovery import advertise, find_scheduler, find_schedulers
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import BadSetting, ParallaxError
+from parallax.fabric.hosts import ANYWHERE
 from parallax.fabric.identity import load_identity, peer_id_of
 from parallax.fabric.settings import SchedulerSettings, config_file
 from parallax.fabric.version import VERSION, mlx_lm_version, mlx_version
@@ -135,11 +137,30 @@ def state_folder(settings: SchedulerSettings) -> Iterator[Check]:
 
 def ports(settings: SchedulerSettings) -> Iterator[Check]:
     """The scheduler's two ports are free, or a Parallax has them already."""
-    yield _port("HTTP port", settings.host, settings.port, "--port", http=True)
-    yield _port("gRPC port", "127.0.0.1", settings.grpc_port, "--grpc-port", http=False)
+    scheme = "https" if settings.tls_cert else "http"
+    try:
+        opener = build_opener(
+            ProxyHandler({}), HTTPSHandler(context=tls_context(None, settings.tls_cert))
+        )
+    except BadSetting as error:
+        yield Check("TLS certificate", Grade.FAIL, error.what, error.fix)
+        opener = build_opener(ProxyHandler({}))
+
+    def is_parallax(host: str, port: int) -> bool:
+        url = f"{scheme}://{host_port(ANYWHERE.get(host, host), port)}/health"
+        try:
+            with opener.open(url, timeout=HEALTH_S) as answer:
+                return "ready" in json.loads(answer.read(65536))
+        except (URLError, OSError, ValueError, TypeError):
+            return False
+
+    yield _port("HTTP port", settings.host, settings.port, "--port", is_parallax)
+    yield _port("gRPC port", "127.0.0.1", settings.grpc_port, "--grpc-port", None)
 
 
-def _port(name: str, host: str, port: int, flag: str, *, http: bool) -> Check:
+def _port(
+    name: str, host: str, port: int, flag: str, is_ours: Callable[[str, int], bool] | None
+) -> Check:
     if port == 0:
         return Check(name, Grade.OK, "any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -152,7 +173,7 @@ def _port(name: str, host: str, port: int, flag: str, *, http: bool) -> Check:
                 return Check(name, Grade.FAIL, f"{host_port(host, port)}: {error.strerror}")
         else:
             return Check(name, Grade.OK, f"{port} is free")
-    if http and _is_parallax(host, port):
+    if is_ours is not None and is_ours(host, port):
         return Check(name, Grade.OK, f"{port} is served by a Parallax that runs here")
     return Check(
         name,
@@ -160,16 +181,6 @@ def _port(name: str, host: str, port: int, flag: str, *, http: bool) -> Check:
         f"{port} is in use",
         f"If that is no Parallax of yours, choose another with {flag}",
     )
-
-
-def _is_parallax(host: str, port: int) -> bool:
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    url = f"http://{host_port(anywhere.get(host, host), port)}/health"
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=HEALTH_S) as answer:
-            return "ready" in json.loads(answer.read(65536))
-    except (URLError, OSError, ValueError, TypeError):
-        return False
 
 
 def interfaces(settings: SchedulerSettings) -> Iterator[Check]:

@@ -68,7 +68,7 @@ class ClusterClient:
         self._host = parts.hostname
         self._secure = parts.scheme == "https"
         self._path = parts.path.rstrip("/")
-        self._tls = _context(ca_file, certificate) if self._secure else None
+        self._tls = tls_context(ca_file, certificate) if self._secure else None
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at ``path``.
@@ -208,8 +208,9 @@ def connect(settings: ClientSettings) -> ClusterClient:
     )
 
 
-def _context(ca_file: Path | None, certificate: Path | None) -> ssl.SSLContext:
-    """
+def tls_context(ca_file: Path | None, certificate: Path | None) -> ssl.SSLContext:
+    """What a client trusts; the arguments are :class:`ClusterClient`'s.
+
     Raises:
         BadSetting: a file holds no certificate, or cannot be read.
     """

@@ -116,6 +116,15 @@ def test_a_scheduler_with_a_certificate_is_reached_safely(tmp_path: Path) -> Non
         client = connect(settings)
         assert client.base_url == page
         made = client.send("POST", "/admin/keys", {"admin": True})["data"]["key"]
+        doctor = parallax(
+            tmp_path,
+            "doctor",
+            PARALLAX_PORT=str(port),
+            PARALLAX_TLS_CERT=flags[1],
+            PARALLAX_TLS_KEY=flags[3],
+            PARALLAX_LOOPBACK_ONLY="true",
+        )
+        assert f"{port} is served by a Parallax" in doctor.stdout, doctor.stdout + doctor.stderr
         # From another machine: the key, and the certificate.
         trusting = ClientSettings(url=page, api_key=made, ca_file=pair.certificate)
         assert connect(trusting).get("/admin/keys")["data"]
