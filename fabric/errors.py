@@ -42,6 +42,7 @@
     │   ├── VersionMismatch          protocol, mlx or mlx-lm differ
     │   ├── LinkBroken               a stream between two members ended
     │   ├── FrameRefused             a frame of a wrong epoch, number or shape
+    │   ├── MessageRefused           an order, report or request that makes no sense (field)
     │   ├── StageStuck               a compute thread died or hangs
     │   ├── JoinRefused              the scheduler does not let this node in (reason)
     │   └── Dismissed                the scheduler will not have this node
@@ -307,6 +308,12 @@ class FrameRefused(ClusterError):
     FIELDS = ("epoch", "number")
 
 
+class MessageRefused(ClusterError):
+    """An order, a report or a request of a member that makes no sense."""
+
+    FIELDS = ("field",)
+
+
 class StageStuck(ClusterError):
     """A stage's compute thread died or does not come back."""
 
@@ -400,6 +407,7 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     VersionMismatch: Row(502, _C.FAILED_PRECONDITION, _SERVER, "version_mismatch", 5),
     LinkBroken: Row(502, _C.UNAVAILABLE, _SERVER, "link_broken", 5),
     FrameRefused: Row(502, _C.ABORTED, _SERVER, "frame_refused", 5),
+    MessageRefused: Row(502, _C.INVALID_ARGUMENT, _SERVER, "message_refused", 5),
     StageStuck: Row(502, _C.UNAVAILABLE, _SERVER, "stage_stuck", 5),
     JoinRefused: Row(502, _C.PERMISSION_DENIED, _SERVER, "join_refused", 5),
     Dismissed: Row(502, _C.PERMISSION_DENIED, _SERVER, "dismissed", 5),
@@ -410,17 +418,23 @@ ROWS: Mapping[type[ParallaxError], Row] = {
 }
 
 _BY_NAME = {cls.__name__: cls for cls in ROWS}
+_WIRE_CHARACTERS = 4000  # of each part of an error
 
 
 def to_fault(error: ParallaxError) -> wire.Fault:
     """The error as it crosses the wire."""
     return wire.Fault(
         kind=type(error).__name__,
-        what=error.what,
-        why=error.why,
-        fix=error.fix,
-        fields=error.fields,
+        what=_plain(error.what),
+        why=_plain(error.why),
+        fix=_plain(error.fix),
+        fields={name: _plain(value) for name, value in error.fields.items()},
     )
+
+
+def _plain(text: str) -> str:
+    """As receivers take it (``fabric/bounds.py``): not endless, and nothing a terminal obeys."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text[:_WIRE_CHARACTERS])
 
 
 def from_fault(fault: wire.Fault) -> ParallaxError:

@@ -21,6 +21,7 @@ from parallax.fabric.limits import DEFAULT_LIMITS
 MAX_ELEMENTS = 4096  # of all lists, tuples and dicts of a tree together
 MAX_DEPTH = 16
 MAX_DIMENSIONS = 8
+MOST_SIDE = (1 << 31) - 1  # of a dimension, as MLX counts
 _MAX_CONTAINER = 1024
 _MAX_STRING = 4096
 
@@ -143,8 +144,8 @@ class _Reader:
         self._count(len(pairs))
         result: dict[str, Tree] = {}
         for key, value in pairs:
-            if not isinstance(key, str):
-                raise _refused("a key that is not a string")
+            if not isinstance(key, str) or key in result:
+                raise _refused("a key that is not a string, or twice")
             result[key] = value
         return result
 
@@ -185,6 +186,8 @@ def _read_tensor(code: int, data: bytes | memoryview) -> Tensor:
     if len(data) < start:
         raise _refused("a tensor cut short in its shape")
     shape = struct.unpack_from(f"<{dimensions}Q", data, 2)
+    if max(shape, default=0) > MOST_SIDE:
+        raise _refused("a tensor of an impossible shape")
     if math.prod(shape) * ITEM_BYTES[dtype] != len(data) - start:
         raise _refused("a tensor whose data does not fit its shape")
     return Tensor(dtype, shape, memoryview(data)[start:])

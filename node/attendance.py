@@ -10,6 +10,7 @@ from contextlib import suppress
 import grpc.aio
 import psutil
 
+from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
 from parallax.fabric.discovery import Target
 from parallax.fabric.errors import (
@@ -135,6 +136,7 @@ class Attendance:
             async with asyncio.timeout(None) as self._patience:
                 tasks.start(self._goodbye(self._patience, stopping))
                 async for order in call:
+                    check(order)
                     await orders(order)
         except TimeoutError:
             if not stopping.is_set():

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from parallax.fabric.bounds import check_submit
 from parallax.fabric.errors import FrameRefused, InternalError, ParallaxError, StageStuck
 from parallax.fabric.limits import Limits
 from parallax.node.conductor import Conductor, Output
@@ -127,6 +128,8 @@ class Head:
             async for order in orders:
                 if order.epoch != self._epoch:
                     continue
+                if order.HasField("submit"):
+                    check_submit(order.submit)
                 with self._lock:
                     if order.HasField("submit"):
                         waits = self._carry_out(self._conductor.submit(order.submit))
@@ -136,6 +139,8 @@ class Head:
                         waits = False
                 if waits:
                     self._news.set()
+        except ParallaxError as error:
+            self._end(error)
         except Exception as error:
             self._defect(error)
 

@@ -16,6 +16,9 @@ from parallax.fabric.errors import FrameRefused
 from parallax.node.mlx_lm_seam import Caches
 from parallax.node.stage import Stage
 
+MOST_SEQUENCES = 65_536
+MOST_KEPT = 1 << 20
+
 
 @dataclass(slots=True)
 class Lane:
@@ -38,8 +41,9 @@ class Lanes:
     Every method raises :class:`FrameRefused` for commands that make no sense here.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, most_tokens: int = 1 << 31) -> None:
         self._stage = stage
+        self._most_tokens = most_tokens  # of one sequence
         self._alone: dict[int, Caches] = {}  # being prefilled
         self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[int, int] = {}
@@ -54,7 +58,8 @@ class Lanes:
         """Caches of a sequence about to go ``tokens`` forward; new ones when it has none."""
         if sequence in self._lane_of:
             raise _refused(f"sequence {sequence} is already in a lane")
-        self._tokens[sequence] = self._tokens.get(sequence, 0) + tokens
+        self._make_room(sequence)
+        self._tokens[sequence] = self._grown(sequence, tokens)
         caches = self._alone.get(sequence)
         if caches is None:
             caches = self._alone[sequence] = self._stage.new_cache()
@@ -67,8 +72,19 @@ class Lanes:
         if found is None or held != rows:
             raise _refused(f"lane {lane} has {held} rows, not {rows}")
         for sequence in found.rows:
-            self._tokens[sequence] += tokens
+            self._tokens[sequence] = self._grown(sequence, tokens)
         return found
+
+    def _grown(self, sequence: int, tokens: int) -> int:
+        """How many tokens a sequence will have, at most as many as the ring was formed for."""
+        length = self._tokens.get(sequence, 0) + tokens
+        if length > self._most_tokens:
+            raise _refused(f"{length} tokens, more than the {self._most_tokens} of this ring")
+        return length
+
+    def _make_room(self, sequence: int) -> None:
+        if sequence not in self._tokens and len(self._tokens) >= MOST_SEQUENCES:
+            raise _refused(f"there are {MOST_SEQUENCES} sequences already")
 
     def pass_by(self, lane: int, tokens: int) -> None:
         """Counts ``tokens`` of a lane's only row without computing them: a trim will follow."""
@@ -88,6 +104,7 @@ class Lanes:
             raise _refused(f"sequence {sequence} is already in a lane")
         caches = self._alone.pop(sequence, None)
         if caches is None:
+            self._make_room(sequence)
             caches = self._stage.new_cache()  # a prompt of one token
             self._tokens[sequence] = 0
         self._lane_of[sequence] = lane
@@ -160,8 +177,8 @@ class Lanes:
 
     def retain(self, sequence: int, handle: int) -> None:
         """Keeps a copy of a sequence's caches as they are now."""
-        if handle in self._kept:
-            raise _refused(f"handle {handle} is taken")
+        if handle in self._kept or len(self._kept) >= MOST_KEPT:
+            raise _refused(f"handle {handle} is taken, or one too many")
         tokens = self._tokens.get(sequence)
         if tokens is None:
             raise _refused(f"there is no sequence {sequence}")
@@ -187,6 +204,7 @@ class Lanes:
             raise _refused(f"sequence {sequence} already exists")
         if tokens > kept.tokens:
             raise _refused(f"handle {handle} has {kept.tokens} tokens, not {tokens}")
+        self._make_room(sequence)
         caches = copy.deepcopy(kept.caches)
         _shorten(caches, kept.tokens - tokens)
         self._alone[sequence] = caches

@@ -148,6 +148,13 @@ def read_config(folder: Path) -> Config:
     return config
 
 
+def vocabulary(model: Model) -> int:
+    """How many token ids can be looked up: the rows of the largest table of embeddings."""
+    modules = [module for _, module in model.named_modules()]
+    tables = [m.weight for m in modules if type(m).__name__.endswith("Embedding") and "weight" in m]
+    return max((int(table.shape[0]) for table in tables), default=1 << 32)
+
+
 def with_sizes(config: Config) -> Config:
     """The configuration with the sizes that it leaves to mlx-lm's defaults written out."""
     try:

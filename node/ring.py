@@ -24,6 +24,7 @@ from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, Para
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
+from parallax.node.large_frames import check_large
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Broken = Callable[[int, ParallaxError], None]
 
+MOST_FRAME_S = 1e6  # of a stage's time for one frame, as frames tell it
 WEIGH_EVERY_S = 0.5  # between two sums of the caches' bytes
 
 _STREAM_ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
@@ -105,7 +107,9 @@ class RingMember:
         self._ended = False
         self._ending = threading.Lock()
         self._expected = 0
+        self._taken_bytes = self._run_bytes = 0  # of carries: taken in, and of them those run
         self._inbox_limit = 2 * form.shape.window_frames + 8
+        self._inbox_bytes = (form.shape.window_bytes or limits.window_bytes) + limits.frame_bytes
         self.health = wire.StageHealth(epoch=form.epoch, stage=form.index)
         self.carry_bytes_per_token = 0
         self._weighed_at = 0.0
@@ -233,6 +237,8 @@ class RingMember:
 
     def _received(self, message: bytes) -> float | None:
         """A frame came over the data connection, on whose thread this runs."""
+        if len(message) > self._limits.message_bytes:
+            check_large(message, self._limits.message_bytes)
         try:
             frame = wire.Frame.FromString(message)
         except DecodeError:
@@ -243,7 +249,8 @@ class RingMember:
         self.end(error or LinkBroken(f"The data connection to stage {self.index} ended"))
 
     def _take(self, frame: wire.Frame) -> float | None:
-        if frame.epoch != self.epoch or frame.number != self._expected:
+        sane = 0 <= frame.slowest_s < MOST_FRAME_S  # NaN is neither
+        if frame.epoch != self.epoch or frame.number != self._expected or not sane:
             raise FrameRefused(
                 f"Frame {frame.number} of epoch {frame.epoch} does not follow "
                 f"frame {self._expected - 1} of epoch {self.epoch}",
@@ -253,6 +260,9 @@ class RingMember:
         self._expected += 1
         if self._returns is not None:
             return self._returns.returned(frame)
+        self._taken_bytes += len(frame.carry)
+        if self._taken_bytes - self._run_bytes > self._inbox_bytes:
+            raise FrameRefused(f"The inbox of stage {self.index} is full", epoch=self.epoch)
         self.process(frame)
         return None
 
@@ -270,6 +280,7 @@ class RingMember:
         if self._ended:
             return
         begin = time.perf_counter()
+        self._run_bytes += len(frame.carry)
         try:
             result = self._runner.run(frame)
         except ParallaxError as error:
@@ -393,6 +404,8 @@ async def assemble(
         elif frame is None:
             raise FrameRefused("A piece of no frame arrived")
         else:
+            if not piece.rest and piece.more:
+                raise FrameRefused("An empty piece arrived")
             parts.append(piece.rest)
             size += len(piece.rest)
         if size > limit_bytes:

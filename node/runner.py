@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from parallax.fabric.bounds import MOST_CHUNK, check_submit
 from parallax.fabric.errors import FrameRefused
 from parallax.node import arrays
 from parallax.node.lanes import Lanes
@@ -16,6 +17,9 @@ from parallax.node.sampler import TokenChooser, choose_block, choose_rows
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
 
+MOST_TOKENS = 1 << 21
+MOST_COMMANDS = 65_536  # of one frame: every kept prefix may go at once
+MOST_ROWS = 4096
 _CLEAR_EVERY = 256  # frames; as often as mlx-lm does
 
 
@@ -27,15 +31,25 @@ class Runner:
         epoch: the ring's generation; frames of others are refused.
         index: the stage's place in the ring, from 0.
         count: how many stages the ring has.
+        most_tokens: that one sequence may have.
     """
 
-    def __init__(self, stage: Stage, *, epoch: int, index: int, count: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        epoch: int,
+        index: int,
+        count: int,
+        most_tokens: int = MOST_TOKENS,
+    ) -> None:
         self._stage = stage
         self._epoch = epoch
         self._first = index == 0
         self._last = index == count - 1
         self._next_number = 0
-        self._lanes = Lanes(stage)
+        self._most_tokens = most_tokens
+        self._lanes = Lanes(stage, most_tokens)
         self._choosers: dict[int, TokenChooser] = {}
         # The draw after each sequence's last token; None: a draft in its caches was not drawn.
         self._drawn: dict[int, int | None] = {}
@@ -62,6 +76,8 @@ class Runner:
         self._next_number += 1
         if frame.number % _CLEAR_EVERY == 0:
             mx.clear_cache()  # buffers that grown caches have left behind
+        if len(frame.commands) > MOST_COMMANDS:
+            raise FrameRefused(f"A frame with {len(frame.commands)} commands", epoch=self._epoch)
         for command in frame.commands:
             self._command(command)
         if frame.kind == wire.DECODE:
@@ -88,7 +104,7 @@ class Runner:
 
     def close(self) -> None:
         """Frees every cache; no frame can run afterwards."""
-        self._lanes = Lanes(self._stage)
+        self._lanes = Lanes(self._stage, self._most_tokens)
         self._choosers.clear()
         mx.clear_cache()
 
@@ -166,7 +182,14 @@ class Runner:
         return passed
 
     def _forward(self, frame: wire.Frame, length: int, caches: Caches, *, head: bool) -> Any:
-        tokens = mx.array(list(frame.tokens), mx.uint32).reshape(frame.rows, length)
+        given = list(frame.tokens)
+        if max(given) >= self._stage.vocabulary:  # MLX reads whatever lies behind the table
+            raise FrameRefused(
+                f"Token {max(given)} is none of the model's {self._stage.vocabulary}",
+                epoch=frame.epoch,
+                number=frame.number,
+            )
+        tokens = mx.array(given, mx.uint32).reshape(frame.rows, length)
         carry = None
         if not self._first:
             carry = arrays.unpack(frame.carry)
@@ -180,7 +203,7 @@ class Runner:
 
     def _length(self, frame: wire.Frame) -> int:
         length, rest = divmod(len(frame.tokens), frame.rows or 1)
-        if not frame.rows or not length or rest:
+        if not frame.rows or not length or rest or length > MOST_CHUNK or frame.rows > MOST_ROWS:
             raise FrameRefused(
                 f"{len(frame.tokens)} tokens do not make {frame.rows} rows",
                 epoch=frame.epoch,
@@ -212,6 +235,7 @@ class Runner:
         match command.WhichOneof("command"):
             case "admit":
                 admit = command.admit
+                check_submit(wire.Submit(prompt=[0], sampling=admit.sampling))
                 lanes.admit(admit.sequence, admit.lane)
                 if self._last:
                     self._choosers[admit.sequence] = TokenChooser(

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import grpc.aio
 
+from parallax.fabric.bounds import check_form
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
@@ -29,6 +30,9 @@ from parallax.proto import wire_pb2_grpc as rpc
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SLACK_TOKENS = 4096  # of drafts that are ahead of an answer
+MOST_EARLY = 64  # streams of rings that this node has not been told of yet
 
 Tell = Callable[[wire.NodeReport], None]
 
@@ -64,15 +68,19 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         self._tasks = Tasks()
         self._forming: dict[int, asyncio.Task[None]] = {}
         self._latest = 0
+        self._early = 0  # streams that wait for our order
         self._formed = asyncio.Condition()
 
     def form(self, form: wire.FormRing) -> None:
         """Begins to take a seat; reports it joined, or the ring broken."""
+        if form.epoch in self._forming:
+            return  # said twice
         self._forming[form.epoch] = task = self._tasks.start(self._form(form))
         task.add_done_callback(lambda _: self._forming.pop(form.epoch, None))
 
     async def _form(self, form: wire.FormRing) -> None:
         try:
+            check_form(form)
             seat = await self._sit(form)
             await seat.member.join()
         except ParallaxError as error:
@@ -136,7 +144,13 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         self._latest = form.epoch
         stage = held
         runner = await self._compute.call(
-            lambda: Runner(stage, epoch=form.epoch, index=form.index, count=len(form.stages))
+            lambda: Runner(
+                stage,
+                epoch=form.epoch,
+                index=form.index,
+                count=len(form.stages),
+                most_tokens=form.shape.context_tokens + SLACK_TOKENS,
+            )
         )
         head = Head(form, self._limits) if form.index == 0 else None
         member = RingMember(
@@ -160,14 +174,16 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
 
     async def _seat(self, epoch: int) -> Seat | None:
         """The seat of an epoch; neighbours may be a little earlier than our order."""
-        async with self._formed:
-            try:
-                async with asyncio.timeout(self._limits.form_s):
-                    await self._formed.wait_for(
-                        lambda: epoch in self._seats or epoch < self._latest
-                    )
-            except TimeoutError:
-                return None
+        if epoch not in self._seats and self._early >= MOST_EARLY:
+            return None
+        self._early += 1
+        try:
+            async with self._formed, asyncio.timeout(self._limits.form_s):
+                await self._formed.wait_for(lambda: epoch in self._seats or epoch < self._latest)
+        except TimeoutError:
+            return None
+        finally:
+            self._early -= 1
         return self._seats.get(epoch)
 
     # -------------------------------------------------------------------- gRPC

@@ -47,6 +47,7 @@ class Stage:
         self.total = len(model.layers)
         self.is_first = first == 0
         self.is_last = end == self.total
+        self.vocabulary = seam.vocabulary(model)
         self.weight_bytes = 0
         self.weights: Weights = {}  # by name, once they are evaluated; stages may share them
         self._model = model

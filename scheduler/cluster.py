@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -12,6 +13,7 @@ from parallax.fabric.errors import (
     CutRefused,
     Dismissed,
     LinkBroken,
+    MessageRefused,
     ModelTooBig,
     NoRing,
     ParallaxError,
@@ -62,6 +64,7 @@ log = logging.getLogger(__name__)
 
 RELOAD_S = 60.0  # files get mended, and networks come back
 
+_SENSELESS = ("FrameRefused", "MessageRefused")  # kinds of faults
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
 
@@ -289,14 +292,18 @@ class ClusterService:
                 self._stage_failed(node_id, report.failed)
             case "joined":
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
-            case "broken":
+            case "broken" if self.reconciler.part_of(node_id, report.broken.epoch):
+                if report.broken.fault.kind in _SENSELESS:
+                    self._metrics.message_refused("frame")
                 self._formation.broke(report.broken.epoch, from_fault(report.broken.fault))
-            case "health" if ring := self.reconciler.by_epoch(report.health.epoch):
+            case "health" if ring := self.reconciler.part_of(node_id, report.health.epoch):
                 health = report.health
+                if not ring.seats(node_id, health.stage):
+                    return
                 self._formation.stage_metrics.observe(health, self.name_of(node_id))
                 self._planning.observed.observe(health, ring)
                 self._busy(node_id, health.since_progress_s, stepped=health.decode_frames > 0)
-            case "link":
+            case "link" if self.members.get(report.link.node_id):
                 path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
                 self._roster.paths[node_id, report.link.node_id] = path
             case "goodbye":
@@ -305,6 +312,11 @@ class ClusterService:
     def node_lost(self, node_id: str, link: NodeLink, reason: str) -> None:
         """A node's stream ended."""
         self._follow(self._roster.lost(link, time.monotonic()))
+
+    def message_refused(self, sender: str, error: MessageRefused) -> None:
+        """A node said something that makes no sense; its stream ends."""
+        log.warning("refused of %s: %s", sender, error.sentence)
+        self._metrics.message_refused("hello" if sender == "hello" else "report")
 
     def name_of(self, node_id: str) -> str:
         """A node's name for people."""
@@ -372,7 +384,7 @@ class ClusterService:
             return
         if isinstance(error, CutRefused) and chosen.cuts is None:
             text = error.fields.get("working_cuts", "")
-            chosen.cuts = frozenset(int(cut) for cut in text.split(",") if cut.strip())
+            chosen.cuts = frozenset(map(int, re.findall(r"\b\d{1,5}\b", text)))
         else:
             chosen.failed[node_id] = error.sentence
             if not isinstance(error, _FOR_GOOD):

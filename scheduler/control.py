@@ -9,7 +9,8 @@ from typing import Protocol
 
 import grpc.aio
 
-from parallax.fabric.errors import InvalidRequest, ParallaxError, to_fault
+from parallax.fabric.bounds import check, check_hello
+from parallax.fabric.errors import InvalidRequest, MessageRefused, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
@@ -35,12 +36,15 @@ class Desk(Protocol):
 
     def node_lost(self, node_id: str, link: NodeLink, reason: str) -> None: ...
 
+    def message_refused(self, sender: str, error: MessageRefused) -> None: ...
+
 
 class NodeLink:
     """The way to one attending node: orders are queued, never awaited."""
 
     def __init__(self) -> None:
         self._outbox: asyncio.Queue[wire.NodeOrder | None] = asyncio.Queue(maxsize=OUTBOX_ORDERS)
+        self.refused: ParallaxError | None = None
 
     def order(self, order: wire.NodeOrder) -> None:
         """Sends an order; a node that does not read its orders is cut off."""
@@ -53,6 +57,11 @@ class NodeLink:
         """Ends the stream after the orders already queued."""
         if not self._outbox.full():
             self._outbox.put_nowait(None)
+
+    def refuse(self, error: ParallaxError) -> None:
+        """Ends the stream, because of what came over it."""
+        self.refused = error
+        self.close()
 
     async def orders(self) -> AsyncIterator[wire.NodeOrder]:
         """The orders, until :meth:`close`."""
@@ -97,8 +106,11 @@ class MembershipService(rpc.MembershipServicer):
                 first = await anext(reports, None)
             if first is None or not first.HasField("hello") or not first.hello.facts.node_id:
                 raise InvalidRequest("A node begins with its hello", field="hello")
+            check_hello(first.hello)
             self._desk.node_hello(first.hello, link)
         except ParallaxError as error:
+            if isinstance(error, MessageRefused):
+                self._desk.message_refused("hello", error)
             yield wire.NodeOrder(dismiss=wire.Dismiss(fault=to_fault(error)))
             return
         except TimeoutError:
@@ -108,6 +120,8 @@ class MembershipService(rpc.MembershipServicer):
         try:
             async for order in link.orders():
                 yield order
+            if link.refused is not None:
+                await context.abort(link.refused.row.grpc, link.refused.sentence)
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -118,9 +132,13 @@ class MembershipService(rpc.MembershipServicer):
     ) -> None:
         try:
             async for report in reports:
+                check(report)
                 self._desk.node_report(node_id, link, report)
                 if report.HasField("goodbye"):
                     break
+        except MessageRefused as error:
+            self._desk.message_refused(node_id, error)
+            link.refuse(error)
         except Exception:
             log.exception("a report of %s could not be taken in: its stream is ended", node_id)
         finally:

@@ -29,9 +29,9 @@ class HeadMetrics:
         for epoch, load in loads.items():
             now, last = load.prefixes, self._last.get(epoch) or wire.PrefixLoad()
             self._metrics.observe_prefixes(
-                prompts=now.prompts - last.prompts,
-                hits=now.hits - last.hits,
-                saved_tokens=now.saved_tokens - last.saved_tokens,
-                evictions=now.evictions - last.evictions,
+                prompts=max(0, now.prompts - last.prompts),
+                hits=max(0, now.hits - last.hits),
+                saved_tokens=max(0, now.saved_tokens - last.saved_tokens),
+                evictions=max(0, now.evictions - last.evictions),
             )
         self._last = {epoch: load.prefixes for epoch, load in loads.items()}

@@ -10,7 +10,7 @@ from typing import Protocol
 import grpc.aio
 
 from parallax.fabric.channels import open_channel
-from parallax.fabric.errors import LinkBroken, ParallaxError
+from parallax.fabric.errors import LinkBroken, MessageRefused, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -82,6 +82,8 @@ class HeadLink:
             await call.write(wire.HeadOrder(epoch=self.epoch))
             writer = asyncio.create_task(self._write(call))
             async for report in call:
+                if report.epoch != self.epoch:
+                    raise MessageRefused("A head reports of a ring that is not its own")
                 self._listener.head_report(report)
             self._lost("the head ended it")
         except grpc.aio.AioRpcError as error:

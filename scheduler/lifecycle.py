@@ -63,6 +63,8 @@ class Request:
         current = self.phase is Phase.RUNNING and event.attempt == self.attempt
         if not current or event.index != len(self.tokens):
             return None
+        if len(self.tokens) >= self.generation.max_tokens:
+            return None
         self.tokens.append(event.token)
         self.losses = 0
         return Token(event.index, event.token, 0 if event.index else event.cached_tokens)

@@ -139,6 +139,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._messages_refused = Counter(
+            "parallax_messages_refused",
+            "Messages that made no sense, by kind: hello, report (of nodes), frame (between them)",
+            ["kind"],
+            registry=registry,
+        )
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -223,6 +229,10 @@ class Metrics:
     def join_refused(self, reason: str) -> None:
         """A node was not let in."""
         self._joins_refused.labels(reason).inc()
+
+    def message_refused(self, kind: str) -> None:
+        """Something came that made no sense."""
+        self._messages_refused.labels(kind).inc()
 
     def page(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -158,9 +158,9 @@ class ObservedSpeeds:
     def _settled(self, key: tuple[str, ...], found: float | None) -> float | None:
         """The figure in use for this, replaced only by one that differs enough."""
         used = self._in_use.get(key)
-        if found is None or found <= 0:
+        if found is None or not 0 < found < math.inf:
             return used
-        if used is None or abs(math.log(found / used)) > DEAD_BAND:
+        if used is None or abs(math.log(found) - math.log(used)) > DEAD_BAND:
             self._in_use[key] = used = found
         return used
 

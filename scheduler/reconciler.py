@@ -19,6 +19,8 @@ from enum import Enum
 
 from parallax.proto import wire_pb2 as wire
 
+MOST_HELD = 1024  # stages that a node may say it has
+
 StageKey = tuple[str, int, int]  # model digest, first layer, end layer
 
 MOST_SOURCES = 8  # of a stage's files, beside the scheduler
@@ -57,6 +59,10 @@ class Ring:
     @property
     def nodes(self) -> tuple[str, ...]:
         return tuple(place.node_id for place in self.places)
+
+    def seats(self, node_id: str, stage: int) -> bool:
+        """Whether a node has this stage."""
+        return stage < len(self.places) and self.places[stage].node_id == node_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,8 @@ class Reconciler:
         if holding is None:
             return []
         key = key_of(ready.stage)
+        if key not in holding.ready and len(holding.ready) >= MOST_HELD:
+            return []
         holding.loading.pop(key, None)
         holding.progress.pop(key, None)
         holding.ready[key] = ready
@@ -258,6 +266,11 @@ class Reconciler:
             if ring.epoch == epoch and ring.state in (RingState.FORMING, RingState.READY):
                 return ring
         return None
+
+    def part_of(self, node_id: str, epoch: int) -> Ring | None:
+        """The ring of a living epoch, for those that sit in it: others have no say."""
+        ring = self.by_epoch(epoch)
+        return ring if ring is not None and node_id in ring.nodes else None
 
     def busy_nodes(self) -> set[str]:
         """Nodes that are part of a wanted ring."""

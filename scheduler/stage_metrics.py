@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.metrics import Metrics
+
+N = TypeVar("N", int, float)
 
 
 class StageMetrics:
@@ -22,26 +26,29 @@ class StageMetrics:
             health.stage,
             node,
             "decode",
-            frames=health.decode_frames - last.decode_frames,
-            tokens=health.decode_tokens - last.decode_tokens,
-            compute_s=health.decode_compute_s - last.decode_compute_s,
+            frames=_more(health.decode_frames, last.decode_frames),
+            tokens=_more(health.decode_tokens, last.decode_tokens),
+            compute_s=_more(health.decode_compute_s, last.decode_compute_s),
         )
         self._metrics.observe_stage(
             health.stage,
             node,
             "prefill",
-            frames=health.prefill_frames - last.prefill_frames,
-            tokens=health.prefill_tokens - last.prefill_tokens,
-            compute_s=health.prefill_compute_s - last.prefill_compute_s,
+            frames=_more(health.prefill_frames, last.prefill_frames),
+            tokens=_more(health.prefill_tokens, last.prefill_tokens),
+            compute_s=_more(health.prefill_compute_s, last.prefill_compute_s),
         )
         self._metrics.observe_hops(
-            health.stage, node, hops=health.hops - last.hops, hop_s=health.hop_s - last.hop_s
+            health.stage,
+            node,
+            hops=_more(health.hops, last.hops),
+            hop_s=_more(health.hop_s, last.hop_s),
         )
         if health.stage == 0:
             self._metrics.observe_round_trip(str(health.epoch), health.ring_round_trip_s)
             self._metrics.observe_drafts(
-                drafted=health.drafted_tokens - last.drafted_tokens,
-                accepted=health.accepted_tokens - last.accepted_tokens,
+                drafted=_more(health.drafted_tokens, last.drafted_tokens),
+                accepted=_more(health.accepted_tokens, last.accepted_tokens),
             )
 
     def forget(self, epoch: int) -> None:
@@ -49,3 +56,8 @@ class StageMetrics:
         self._metrics.forget_ring(str(epoch))
         for key in [key for key in self._last if key[0] == epoch]:
             del self._last[key]
+
+
+def _more(now: N, before: N) -> N:
+    """Counters only grow, whatever a stage says of itself."""
+    return max(now - before, 0)

@@ -130,3 +130,14 @@ def test_more_bytes_than_the_limit_are_refused_unread() -> None:
     assert unpack(packed, limit_bytes=len(packed)) == tensor("uint8", (1000,))
     with pytest.raises(FrameRefused, match="more than"):
         unpack(packed, limit_bytes=len(packed) - 1)
+
+
+def test_a_name_that_occurs_twice_is_refused() -> None:
+    with pytest.raises(FrameRefused, match="twice"):
+        unpack(b"\x82\xa1a\x01\xa1a\x02")
+
+
+def test_an_empty_tensor_of_an_impossible_shape_is_refused() -> None:
+    head = bytes((0, 2)) + struct.pack("<2Q", 0, 1 << 62)
+    with pytest.raises(FrameRefused, match="impossible shape"):
+        unpack(struct.pack(">BIb", 0xC9, len(head), 1) + head)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from parallax.fabric.errors import InternalError, ParallaxError, StageStuck
+from parallax.fabric.errors import MessageRefused, ParallaxError, StageStuck
 from parallax.fabric.limits import Limits
 from parallax.node.head import FIRST_PATIENCE, Head
 from parallax.node.ring import RingMember
@@ -102,5 +102,5 @@ async def test_an_order_that_cannot_be_carried_out_ends_the_epoch_and_the_stream
     async with asyncio.timeout(60):
         async for _ in head.serve(orders(submit())):  # a prompt of no tokens
             pass
-    assert isinstance(stage.error, InternalError)
+    assert isinstance(stage.error, MessageRefused)
     await head.stop()

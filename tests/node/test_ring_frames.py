@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from parallax.fabric.errors import FrameRefused
+from parallax.node.large_frames import check_large
 from parallax.node.ring import assemble, split
 from parallax.proto import wire_pb2 as wire
 
@@ -44,3 +45,28 @@ async def test_a_frame_inside_another_is_refused() -> None:
     first = split(frame(5000), 1000)[0]
     with pytest.raises(FrameRefused, match="before the last one ended"):
         _ = [one async for one in assemble(stream(first, first), 10_000)]
+
+
+async def test_pieces_of_nothing_are_refused() -> None:
+    first = split(frame(5000), 1000)[0]
+    with pytest.raises(FrameRefused, match="empty piece"):
+        _ = [one async for one in assemble(stream(first, wire.FramePiece(more=True)), 10_000)]
+
+
+def test_a_frame_is_large_by_its_carry_or_is_not_read_at_all() -> None:
+    honest = frame(5000)
+    honest.tokens.extend(range(300))
+    honest.commands.add().drop.sequence = 1
+    check_large(honest.SerializeToString(), 2000)
+    many = wire.Frame(commands=[wire.Command()] * 1000)  # each takes two bytes here, and many there
+    split_carry = frame(500).SerializeToString() * 3  # the last of several counts
+    check_large(split_carry, 2000)
+    for data in (
+        many.SerializeToString(),
+        wire.Frame(tokens=[1 << 31] * 1000).SerializeToString(),
+        honest.SerializeToString() + b"\xff" * 20,
+        honest.SerializeToString()[:-1] + b"\x4a\xff\xff\xff\x7f",
+        b"\x0b" * 10,
+    ):
+        with pytest.raises(FrameRefused):
+            check_large(data, 2000)

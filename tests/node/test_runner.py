@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from parallax.fabric.errors import FrameRefused
+from parallax.fabric.errors import FrameRefused, MessageRefused
 from parallax.node.runner import Runner
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
@@ -267,11 +268,36 @@ def test_frames_of_a_wrong_shape_are_refused(stages: list[Stage]) -> None:
         (0, {"kind": wire.PREFILL, "tokens": [1, 2], "rows": 2}, "one row"),
         (1, {"kind": wire.PREFILL, "tokens": [1], "rows": 1, "carry": b"x"}, "carry"),
         (1, {"kind": wire.PREFILL, "tokens": [1], "rows": 1}, "carry"),
+        (0, {"kind": wire.PREFILL, "tokens": [1, 1 << 31], "rows": 1}, "none of the model's"),
+        (0, {"kind": wire.PREFILL, "tokens": [1] * 9000, "rows": 1}, "do not make 1 rows"),
+        (0, {"commands": [wire.Command(drop=wire.Drop())] * 70_000}, "70000 commands"),
     ]
     for index, fields, why in cases:
         runner = Runner(stages[index], epoch=1, index=index, count=2)
         with pytest.raises(FrameRefused, match=why):
             runner.run(wire.Frame(epoch=1, number=0, **fields))  # type: ignore[arg-type]
+
+
+def test_a_sequence_grows_no_longer_than_the_ring_was_formed_for(stages: list[Stage]) -> None:
+    runner = Runner(stages[0], epoch=1, index=0, count=2, most_tokens=5)
+    chunk = {"kind": wire.PREFILL, "sequence": 1, "tokens": [1, 2, 3], "rows": 1}
+    runner.run(wire.Frame(epoch=1, number=0, **chunk))  # type: ignore[arg-type]
+    with pytest.raises(FrameRefused, match="6 tokens, more than the 5"):
+        runner.run(wire.Frame(epoch=1, number=1, **chunk))  # type: ignore[arg-type]
+
+
+def test_sampling_values_that_are_none_are_refused(stages: list[Stage]) -> None:
+    for sampling in (
+        wire.Sampling(temperature=math.nan),
+        wire.Sampling(top_p=-1),
+        wire.Sampling(frequency_penalty=math.inf),
+        wire.Sampling(logit_bias={1: math.nan}),
+        wire.Sampling(logit_bias=dict.fromkeys(range(5000), 1.0)),
+    ):
+        runner = Runner(stages[1], epoch=1, index=1, count=2)
+        admit = wire.Command(admit=wire.Admit(sequence=1, prompt=[1], sampling=sampling))
+        with pytest.raises(MessageRefused, match="makes no sense"):
+            runner.run(wire.Frame(epoch=1, number=0, commands=[admit]))
 
 
 def test_a_lane_of_an_architecture_that_does_not_batch_takes_one_row(

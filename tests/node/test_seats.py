@@ -89,8 +89,11 @@ async def listening_node(
 
 def form(epoch: int, *others: wire.StagePlace) -> wire.FormRing:
     me = wire.StagePlace(node_id="me", first=0, end=2)
-    shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8)
-    return wire.FormRing(epoch=epoch, index=0, stages=[me, *others], shape=shape)
+    shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8, context_tokens=64)
+    for number, other in enumerate(others, 1):
+        other.first, other.end = 2 * number, 2 * number + 2
+    costs = [wire.CacheCost()] * (1 + len(others))
+    return wire.FormRing(epoch=epoch, index=0, stages=[me, *others], shape=shape, costs=costs)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -161,6 +164,7 @@ async def test_frames_go_around_whichever_data_connections_can_be_made(
         ring = form(1)
         del ring.stages[:]
         ring.stages.extend([at_one, at_two])
+        ring.costs.add()
         one.seats.form(ring)
         second_form = wire.FormRing()
         second_form.CopyFrom(ring)
@@ -184,13 +188,43 @@ async def test_frames_go_around_whichever_data_connections_can_be_made(
             listener.close()
 
 
-async def test_what_nobody_foresaw_in_forming_breaks_the_ring() -> None:
+async def test_what_nobody_foresaw_in_forming_breaks_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("parallax.node.seats.Runner", fail)
     async with node() as one:
-        wrong = form(1)
-        wrong.index = 7
-        one.seats.form(wrong)
+        one.seats.form(form(1))
         await until(lambda: bool(one.told))
         assert one.told[0].broken.fault.kind == "InternalError"
+
+
+@pytest.mark.parametrize("what", ["index", "costs", "lanes", "window", "layers", "epoch", "stages"])
+async def test_an_order_that_makes_no_sense_is_refused_and_the_next_one_followed(what: str) -> None:
+    async with node() as one:
+        wrong = form(1)
+        match what:
+            case "index":
+                wrong.index = 7
+            case "costs":
+                wrong.costs.add()
+            case "lanes":
+                wrong.shape.lanes = (1 << 32) - 1
+            case "window":
+                wrong.shape.window_frames = 0
+            case "layers":
+                wrong.stages[0].first = 2
+            case "epoch":
+                wrong.epoch = 0
+            case "stages":
+                del wrong.stages[:]
+        one.seats.form(wrong)
+        await until(lambda: one.kinds() == ["broken"])
+        assert one.told[0].broken.fault.kind == "MessageRefused"
+        one.seats.form(form(2))
+        await until(lambda: one.kinds() == ["broken", "joined"])
 
 
 async def test_epochs_only_grow_until_another_scheduler_gives_them() -> None:

@@ -260,7 +260,7 @@ async def test_a_ring_that_breaks_after_each_start_does_not_spin(
 
 async def test_a_node_that_hangs_gets_no_work_until_it_goes_on(cluster: ClusterService) -> None:
     _, b, epoch = await serving(cluster)
-    health = wire.StageHealth(epoch=epoch, decode_frames=5, since_progress_s=31)
+    health = wire.StageHealth(epoch=epoch, stage=1, decode_frames=5, since_progress_s=31)
     b.report(health=health)
     assert [ring.nodes for ring in cluster.reconciler.rings] == [("a",)]
     assert b.orders("leave")[-1].epoch == epoch
@@ -452,3 +452,55 @@ async def test_an_asked_for_number_of_stages_is_made_good_when_a_node_comes(
     assert rings == [{"a"}, {"a", "b"}]
     assert len(back.orders("load")) == 1
     assert cluster.status()["status"] == "available"
+
+
+async def test_only_those_who_sit_in_a_ring_can_say_of_it(cluster: ClusterService) -> None:
+    first, _, epoch = await serving(cluster)
+    stranger = Node(cluster, "stranger").attend()
+    fault = wire.Fault(kind="LinkBroken", what="Broken")
+    stranger.report(broken=wire.RingBroken(epoch=epoch, fault=fault))
+    stranger.report(health=wire.StageHealth(epoch=epoch, stage=0, decode_frames=10**9))
+    wrong = wire.StageHealth(epoch=epoch, stage=9, decode_frames=10**9)
+    first.report(health=wrong)
+    assert cluster.reconciler.by_epoch(epoch) is not None
+    assert b"stage_frames_total{" not in cluster._metrics.page()
+    refused = wire.Fault(kind="FrameRefused", what="Refused")
+    first.report(broken=wire.RingBroken(epoch=epoch, fault=refused))
+    assert cluster.reconciler.by_epoch(epoch) is None
+    assert b'parallax_messages_refused_total{kind="frame"} 1.0' in cluster._metrics.page()
+
+
+async def test_totals_that_shrink_and_figures_beyond_reason_hurt_nobody(
+    cluster: ClusterService,
+) -> None:
+    first, _, epoch = await serving(cluster)
+    most = (1 << 64) - 1
+    for frames, seconds in ((most, 5e-324), (0, 0.0), (most, 1e18), (1, 0.0)):
+        health = wire.StageHealth(
+            epoch=epoch,
+            decode_frames=frames,
+            decode_tokens=most - frames,
+            decode_compute_s=seconds,
+            prefill_frames=frames,
+            prefill_tokens=frames,
+            prefill_compute_s=seconds,
+            hops=frames,
+            hop_s=seconds,
+        )
+        for _ in range(20):
+            first.report(health=health)
+            first.report(health=wire.StageHealth(epoch=epoch))
+        cluster._look(1e9)
+    first.report(link=wire.LinkReport(node_id="nobody", round_trip_s=0, bandwidth_bytes_s=0))
+    assert not any("nobody" in way for way in cluster._roster.paths)
+
+
+async def test_cuts_that_are_no_numbers_are_no_cuts(cluster: ClusterService) -> None:
+    first, second = Node(cluster, "a").attend(), Node(cluster, "b").attend()
+    for node in (first, second):
+        node.report(heartbeat=wire.Heartbeat())
+    await until(lambda: bool(first.orders("load")))
+    refusal = CutRefused("No", working_cuts="1, x, 99999999999999, -3")
+    first.fail(refusal)
+    assert cluster.chosen is not None
+    assert cluster.chosen.cuts == {1, 3}

@@ -55,7 +55,7 @@ async def dispatcher(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Dispatche
 def ask(
     dispatcher: Dispatcher, *, prompt: int = 3, client: str = ""
 ) -> asyncio.Task[list[Token | Finish]]:
-    generation = Generation("m", (1,) * prompt, Sampling(seed=1), 8, frozenset(), client)
+    generation = Generation("m", (1,) * prompt, Sampling(seed=1), 32, frozenset(), client)
 
     async def read() -> list[Token | Finish]:
         return [event async for event in dispatcher.generate(generation)]
