@@ -74,7 +74,7 @@ def check_hello(hello: wire.Hello) -> None:
     check(hello)
     if not hello.facts.node_id:
         raise _refused("hello", "it names no node")
-    if not 0 < len(hello.endpoints) <= MOST_ENDPOINTS:
+    if len(hello.endpoints) > MOST_ENDPOINTS:
         raise _refused("endpoints", f"a node listens at {len(hello.endpoints)} addresses")
     for endpoint in hello.endpoints:
         if not is_private(endpoint.host) or not endpoint.port:

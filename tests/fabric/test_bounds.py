@@ -54,7 +54,6 @@ def test_every_message_of_the_contract_passes_when_it_is_empty_or_as_it_is_meant
     "hello",
     [
         wire.Hello(endpoints=[HERE]),
-        wire.Hello(facts=FACTS),
         wire.Hello(facts=FACTS, endpoints=[HERE] * 65),
         wire.Hello(facts=FACTS, endpoints=[wire.Endpoint(host="8.8.8.8", port=1)]),
         wire.Hello(facts=FACTS, endpoints=[wire.Endpoint(host="example.org", port=1)]),
