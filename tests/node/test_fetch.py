@@ -180,7 +180,7 @@ Make = Callable[..., contextlib.AbstractAsyncContextManager[Room]]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     @contextlib.asynccontextmanager
-    async def maker(layer_bytes: int = 3 << 20) -> AsyncIterator[Room]:
+    async def maker(layer_bytes: int = 2 << 20) -> AsyncIterator[Room]:
         room = Room(tmp_path, layer_bytes)
         await room.open()
         try:
