@@ -41,6 +41,14 @@ def command(
             "[default: what the system recommends]",
         ),
     ] = None,
+    cache_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The most disk that fetched models may take under --state-dir; those used longest "
+            "ago go first. [default: all that is free]",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="What this node is called. [default: the host's name]")
     ] = None,
@@ -57,6 +65,7 @@ def command(
             "scheduler": scheduler,
             "token": token or None,
             "memory": memory,
+            "cache_bytes": cache_bytes,
             "name": name,
             "grpc_port": grpc_port,
             "state_dir": state_dir,
