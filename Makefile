@@ -16,7 +16,7 @@ endif
 
 ALONE := tests/benchmarks tests/fabric tests/node tests/scheduler tests/test_rooms.py tests/test_structure.py
 
-.PHONY: help run test check bench chaos proto clean stale
+.PHONY: help run test check bench chaos fuzz proto clean stale
 
 help:
 	@echo 'make run     a scheduler, two nodes, the built-in model, and the page'
@@ -24,6 +24,7 @@ help:
 	@echo 'make check   lint, formatting, types, generated code, room imports'
 	@echo 'make bench   speed against mlx-lm, as a table and as plots (about 20 minutes)'
 	@echo 'make chaos   kill, stop and cut off nodes while clients check every answer (about an hour)'
+	@echo 'make fuzz    hostile bytes, found by coverage (Linux; SECONDS=600 for each target)'
 	@echo 'make proto   generate proto/ from proto/wire.proto'
 	@echo 'make clean   remove .venv and caches'
 
@@ -55,6 +56,10 @@ bench: .venv/dev-installed
 chaos: .venv/dev-installed
 	$(BIN)/python -m tests.chaos
 
+# make fuzz TARGETS='tensors frames' SECONDS=60 KEEP=--keep
+fuzz: .venv/fuzz-installed
+	PYTHONPATH=.typing:. $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(KEEP) $(TARGETS)
+
 proto: .venv/dev-installed
 	$(call PROTOC,.typing)
 
@@ -69,6 +74,10 @@ clean:
 .venv/dev-installed: .venv/home pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch .venv/run-installed $@
+
+.venv/fuzz-installed: .venv/dev-installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	@touch $@
 
 # A version manager's shim may exist for a Python that is not installed, so each is tried, not looked
 # up; Debian's Python comes without ensurepip unless python3-venv is there.
