@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc.aio
 
-from parallax.fabric.bounds import check, check_hello
+from parallax.fabric import bounds
 from parallax.fabric.errors import InvalidRequest, MessageRefused, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL
@@ -106,7 +106,7 @@ class MembershipService(rpc.MembershipServicer):
                 first = await anext(reports, None)
             if first is None or not first.HasField("hello") or not first.hello.facts.node_id:
                 raise InvalidRequest("A node begins with its hello", field="hello")
-            check_hello(first.hello)
+            bounds.check_hello(first.hello)
             self._desk.node_hello(first.hello, link)
         except ParallaxError as error:
             if isinstance(error, MessageRefused):
@@ -132,7 +132,7 @@ class MembershipService(rpc.MembershipServicer):
     ) -> None:
         try:
             async for report in reports:
-                check(report)
+                bounds.check(report)
                 self._desk.node_report(node_id, link, report)
                 if report.HasField("goodbye"):
                     break

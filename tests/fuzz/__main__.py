@@ -86,7 +86,8 @@ def _child(target: str, options: list[str]) -> int:
     with atheris.instrument_imports(include=["parallax", "jinja2", "msgpack"]):
         from tests.fuzz.targets import TARGETS
 
-        run = TARGETS[target]()
+        made = TARGETS[target]()
+        run = made.__enter__()  # for as long as the process lives: Fuzz() does not return
     atheris.Setup([f"fuzz-{target}", *options], run)
     atheris.Fuzz()
     return 0

@@ -1,5 +1,7 @@
 """What is fuzzed: for each place where bytes become objects, a function from bytes to nothing.
 
+Each is made by a context that cleans up what it needed.
+
 An input may end in errors of the tree. Anything else that is raised is a crash, and so is taking
 seconds or gigabytes.
 """
@@ -50,7 +52,8 @@ def only_our_errors() -> Iterator[None]:
         return
 
 
-def frames() -> Target:
+@contextlib.contextmanager
+def frames() -> Iterator[Target]:
     """Frames of a ring of two through a real stage of it; the first byte chooses which."""
     from parallax.fabric.tensors import unpack
     from parallax.node.large_frames import check_large
@@ -75,10 +78,11 @@ def frames() -> Target:
                 if passed.carry:
                     unpack(passed.carry)
 
-    return run
+    yield run
 
 
-def tensors() -> Target:
+@contextlib.contextmanager
+def tensors() -> Iterator[Target]:
     """Trees of tensors, as bytes and as arrays."""
     from parallax.fabric.tensors import pack, unpack
     from parallax.node import arrays
@@ -90,10 +94,11 @@ def tensors() -> Target:
             assert pack(unpack(packed)) == packed
             arrays.pack(arrays.unpack(data))
 
-    return run
+    yield run
 
 
-def orders() -> Target:
+@contextlib.contextmanager
+def orders() -> Iterator[Target]:
     """What a scheduler says to a node, and to a head: the first message is the order."""
     from parallax.fabric.bounds import check, check_form, check_submit
     from parallax.node.conductor import Conductor
@@ -130,10 +135,11 @@ def orders() -> Target:
                 del waiting[:4]
                 conductor.load().SerializeToString()
 
-    return run
+    yield run
 
 
-def joins() -> Target:
+@contextlib.contextmanager
+def joins() -> Iterator[Target]:
     """A node's hello, and what it reports then, to a real cluster that is to serve a model."""
     from parallax.fabric.bounds import check, check_hello
     from parallax.fabric.models import open_folder
@@ -147,7 +153,7 @@ def joins() -> Target:
     from parallax.scheduler.store import Store
     from tests.models import make_model
 
-    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    place = tempfile.TemporaryDirectory()
     home = Path(place.name)
     path = make_model(home / "tiny", layers=4, hidden=16)
     folder = open_folder(path, name="tiny", location=str(path))
@@ -178,27 +184,24 @@ def joins() -> Target:
         """Nothing is written: what would need an epoch is past what is looked at here."""
 
         def __init__(self) -> None:
-            self.place = place
+            pass
 
         async def next_epoch(self) -> int:
             await asyncio.Event().wait()
             return 0
 
-    runner = asyncio.Runner()
-
-    def run(data: bytes) -> None:
-        runner.run(attend(data))
-
-    return run
+    with place, asyncio.Runner() as runner:
+        yield lambda data: runner.run(attend(data))
 
 
-def headers() -> Target:
+@contextlib.contextmanager
+def headers() -> Iterator[Target]:
     """A model's folder: the first message is config.json, what follows a weight file."""
     from parallax.fabric.models import open_folder
     from parallax.fabric.safetensors import read_header
     from parallax.scheduler.model_facts import read_facts
 
-    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    place = tempfile.TemporaryDirectory()
     path = Path(place.name) / "model"
     path.mkdir()
 
@@ -212,10 +215,12 @@ def headers() -> Target:
         with only_our_errors():
             read_facts(open_folder(path, name="model", location=place.name))
 
-    return run
+    with place:
+        yield run
 
 
-def chats() -> Target:
+@contextlib.contextmanager
+def chats() -> Iterator[Target]:
     """Bodies of chat requests, up to what goes to a ring."""
     from parallax.fabric.bounds import check_submit
     from parallax.fabric.errors import InvalidRequest
@@ -253,10 +258,11 @@ def chats() -> Target:
             for token in prompt[:64]:
                 answer.push(token)
 
-    return run
+    yield run
 
 
-def templates() -> Target:
+@contextlib.contextmanager
+def templates() -> Iterator[Target]:
     """Chat templates, over a chat of three messages."""
     from parallax.scheduler.text.template import FAILURES, ChatTemplate
 
@@ -270,10 +276,10 @@ def templates() -> Target:
         with contextlib.suppress(*FAILURES):
             ChatTemplate(data.decode("utf-8", "replace")).render(chat, {"bos_token": "<s>"})
 
-    return run
+    yield run
 
 
-TARGETS: dict[str, Callable[[], Target]] = {
+TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "frames": frames,
     "tensors": tensors,
     "orders": orders,
