@@ -63,8 +63,9 @@ def _options(limits: Limits) -> list[tuple[str, int | str]]:
     return [
         ("grpc.max_send_message_length", limits.message_bytes + MESSAGE_SLACK_BYTES),
         ("grpc.max_receive_message_length", limits.message_bytes + MESSAGE_SLACK_BYTES),
-        ("grpc.keepalive_time_ms", int(limits.silence_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(limits.silence_s * 1000)),
+        # Together: whoever is silent for so long is gone.
+        ("grpc.keepalive_time_ms", int(limits.heartbeat_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int((limits.silence_s - limits.heartbeat_s) * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
@@ -87,8 +88,8 @@ def _server_options(limits: Limits) -> list[tuple[str, int | str]]:
         *_options(limits),
         ("grpc.so_reuseport", 0),  # a port that is taken must be noticed
         # Pings as often as clients send them are welcome.
-        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.silence_s * 500)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.silence_s * 500)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
         ("grpc.http2.max_ping_strikes", 0),
     ]
 

@@ -349,14 +349,14 @@ def _prepare(connection: socket.socket, limits: Limits, timeout_s: float | None 
     connection.settimeout(timeout_s)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    silence_s = max(1, round(limits.silence_s))
+    silence_s = max(2, round(limits.silence_s))
     # macOS calls it TCP_KEEPALIVE.
     idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE")  # noqa: B009
-    connection.setsockopt(socket.IPPROTO_TCP, idle, silence_s)
+    connection.setsockopt(socket.IPPROTO_TCP, idle, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, silence_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, silence_s - 1)
     if sys.platform == "linux":
-        timeout_ms = round(2000 * limits.silence_s)
+        timeout_ms = round(1000 * limits.silence_s)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 

@@ -40,6 +40,8 @@ class Attendance:
     """
 
     def __init__(self, limits: Limits, busy_s: Callable[[float], float]) -> None:
+        self.farewell = "stopped"  # why the node says goodbye
+        self.refused_frames: Callable[[], int] = lambda: 0
         self._busy_s = busy_s
         self._limits = limits
         self._outbox: asyncio.Queue[wire.NodeReport] | None = None
@@ -178,7 +180,7 @@ class Attendance:
                 take.cancel()
             while not outbox.empty():
                 yield outbox.get_nowait()
-            yield wire.NodeReport(goodbye=wire.Goodbye(reason="stopped"))
+            yield wire.NodeReport(goodbye=wire.Goodbye(reason=self.farewell))
         finally:
             stop.cancel()
             if take is not None:
@@ -196,6 +198,7 @@ class Attendance:
                 starved=starved,
                 resident_bytes=self._process.memory_info().rss,
                 since_progress_s=self._busy_s(now),
+                refused_frames=self.refused_frames(),
             )
             self.tell(wire.NodeReport(heartbeat=heartbeat))
             for report in health(now):

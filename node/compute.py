@@ -30,6 +30,8 @@ class Compute:
         self._loop = loop
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._since: float | None = None
+        self._stopped = False
+        self.on_death: Callable[[], None] | None = None  # told on the event loop
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -86,6 +88,20 @@ class Compute:
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
+        try:
+            self._run()
+            self._stopped = True
+        finally:
+            # Streams that outlive their thread abort the process when it exits.
+            mx.clear_streams()
+            if not self._stopped:  # nothing will ever be computed here again
+                self.tell(self._died)
+
+    def _died(self) -> None:
+        if self.on_death is not None:
+            self.on_death()
+
+    def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._since = time.monotonic()
             try:
@@ -94,8 +110,6 @@ class Compute:
                 log.exception("a job of the MLX thread failed")
             finally:
                 self._since = None
-        # Streams that outlive their thread abort the process when it exits.
-        mx.clear_streams()
 
 
 def _fulfil(future: asyncio.Future[T], result: T) -> None:

@@ -145,15 +145,22 @@ class Head:
             self._defect(error)
 
     async def _beat(self) -> None:
+        due = time.monotonic()
         try:
             while True:
+                due += self._limits.beat_s
                 await asyncio.sleep(self._limits.beat_s)
+                now = time.monotonic()
+                # Late by more than a beat: this process was not given time to run, and what came
+                # back meanwhile is still unread. Nobody else is to blame.
+                starved = now - due > self._limits.beat_s
+                due = now
                 with self._lock:
-                    self._tick(time.monotonic())
+                    self._tick(now, starved=starved)
         except Exception as error:
             self._defect(error)
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float, *, starved: bool = False) -> None:
         orphaned = not self._streams and now - self._orphan_since > self._orphan_s
         if orphaned and not self._conductor.idle:
             self._carry_out(self._conductor.abandon())
@@ -163,7 +170,7 @@ class Head:
         if not self._conductor.stepped:
             patience_s *= FIRST_PATIENCE
         quiet_s = self._conductor.quiet_s(now)
-        if quiet_s > patience_s:
+        if quiet_s > patience_s and not starved:
             self._end(
                 StageStuck(
                     f"Nothing has come back through ring {self._epoch} for {quiet_s:.0f} s",

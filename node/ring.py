@@ -73,6 +73,7 @@ class RingMember:
         broken: told once, on the event loop, when the epoch cannot go on.
         returns: on the head, takes the frames that come back from the last stage.
         data: where the stage before may connect; without it, frames come through gRPC.
+        refused: told of each frame that comes although its epoch is over, or that does not follow.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class RingMember:
         broken: Broken,
         returns: Returns | None,
         data: DataListener | None = None,
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
         self.epoch = form.epoch
         self.index = form.index
@@ -96,6 +98,7 @@ class RingMember:
         self._broken = broken
         self._returns = returns
         self._data = data
+        self._refused = refused
         self._ticket: Ticket | None = None
         self._sender: DataSender | None = None
         self._outbox: asyncio.Queue[tuple[float, wire.Frame]] = asyncio.Queue(
@@ -232,6 +235,7 @@ class RingMember:
         """Takes frames from the stage before until the stream ends."""
         async for frame in assemble(pieces, self._limits.frame_bytes):
             if self._ended:
+                self._refused()
                 return
             self._report_in(self._take(frame))
 
@@ -243,7 +247,10 @@ class RingMember:
             frame = wire.Frame.FromString(message)
         except DecodeError:
             raise FrameRefused("What came is no frame", epoch=self.epoch) from None
-        return None if self._ended else self._take(frame)
+        if self._ended:
+            self._refused()
+            return None
+        return self._take(frame)
 
     def _data_ended(self, error: ParallaxError | None) -> None:
         self.end(error or LinkBroken(f"The data connection to stage {self.index} ended"))
@@ -251,6 +258,7 @@ class RingMember:
     def _take(self, frame: wire.Frame) -> float | None:
         sane = 0 <= frame.slowest_s < MOST_FRAME_S  # NaN is neither
         if frame.epoch != self.epoch or frame.number != self._expected or not sane:
+            self._refused()
             raise FrameRefused(
                 f"Frame {frame.number} of epoch {frame.epoch} does not follow "
                 f"frame {self._expected - 1} of epoch {self.epoch}",
@@ -356,6 +364,7 @@ class RingMember:
             health.prefill_compute_s += seconds
         if tokens and result.carry:
             self.carry_bytes_per_token = len(result.carry) // tokens
+        health.slowest_s = max(health.slowest_s, seconds)
         health.rows = self._runner.rows
         health.lanes = self._runner.lanes
         now = time.monotonic()

@@ -70,6 +70,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         self._latest = 0
         self._early = 0  # streams that wait for our order
         self._formed = asyncio.Condition()
+        self.refused_frames = 0  # of epochs that are over, and streams that would bring such
 
     def form(self, form: wire.FormRing) -> None:
         """Begins to take a seat; reports it joined, or the ring broken."""
@@ -161,12 +162,16 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             broken=self._broken,
             returns=head,
             data=self._data,
+            refused=self._refuse,
         )
         seat = Seat(member, runner, head)
         async with self._formed:
             self._seats[form.epoch] = seat
             self._formed.notify_all()
         return seat
+
+    def _refuse(self) -> None:
+        self.refused_frames += 1
 
     def _broken(self, epoch: int, error: ParallaxError) -> None:
         log.warning("ring %d broke: %s", epoch, error.sentence)
@@ -201,6 +206,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             )
         seat = await self._seat(first.open.epoch)
         if seat is None or seat.member.ended:
+            self._refuse()
             await context.abort(
                 grpc.StatusCode.ABORTED, f"no ring of epoch {first.open.epoch} here"
             )
@@ -242,6 +248,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             return
         seat = self._seats.get(first.epoch)
         if seat is None or seat.head is None:
+            self._refuse()
             await context.abort(grpc.StatusCode.ABORTED, f"no head of epoch {first.epoch} here")
         async with aclosing(seat.head.serve(orders)) as reports:
             async for report in reports:

@@ -16,7 +16,7 @@ from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
 from parallax.fabric.claim import claim
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.discovery import Target, find_scheduler
-from parallax.fabric.errors import Dismissed, ParallaxError, from_fault
+from parallax.fabric.errors import Dismissed, ParallaxError, StageStuck, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
 from parallax.fabric.identity import load_identity
 from parallax.fabric.limits import Limits
@@ -53,6 +53,8 @@ class NodeService:
         self._patience = Patience()
         self._met: Target | None = None  # the scheduler attended last, by where it answered
         self._compute = Compute(asyncio.get_running_loop())
+        self._compute.on_death = self._died
+        self._failure: ParallaxError | None = None
         self._attendance = Attendance(self._limits, self._compute.busy_s)
         self._scheduler: Place | None = None  # whose orders are followed
         self._library: Library
@@ -63,11 +65,22 @@ class NodeService:
         """Asks the service to end; answers in flight are handed back to the scheduler."""
         self._stopping.set()
 
+    def _died(self) -> None:
+        """The MLX thread is no more: the node says so and ends, for whoever starts it again."""
+        self._attendance.farewell = "its compute thread died"
+        self._failure = StageStuck(
+            "The compute thread of this node died",
+            "the log says of what",
+            "Start the node again; a service manager does so by itself",
+        )
+        self.stop()
+
     async def run(self) -> None:
         """Serves until :meth:`stop`, or until no scheduler can ever be reached.
 
         Raises:
-            ParallaxError: at start, when no scheduler is found or it refuses this node.
+            ParallaxError: at start, when no scheduler is found or it refuses this node; later,
+                when its compute thread dies.
         """
         settings = self._settings
         identity = load_identity(settings.state_dir / "node.key")
@@ -95,6 +108,7 @@ class NodeService:
             self._attendance.tell,
             data,
         )
+        self._attendance.refused_frames = lambda: self._seats.refused_frames
         server, port = await listen(
             addresses,
             settings.grpc_port,
@@ -129,6 +143,8 @@ class NodeService:
             await stop_listening(server)
             self._compute.stop(self._limits.connect_s)
             self._on_event(Stopped())
+        if self._failure is not None:
+            raise self._failure
 
     def _register(self, server: grpc.aio.Server) -> None:
         rpc.add_RingServicer_to_server(self._seats, server)

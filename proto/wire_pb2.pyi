@@ -356,12 +356,15 @@ class Heartbeat(_message.Message):
     STARVED_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     SINCE_PROGRESS_S_FIELD_NUMBER: _builtins.int
+    REFUSED_FRAMES_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     starved: _builtins.bool
     """this process has lately not been given time to run"""
     resident_bytes: _builtins.int
     since_progress_s: _builtins.float
     """how long the MLX thread has been in one job, loading left out"""
+    refused_frames: _builtins.int
+    """of epochs that are over, since the process began"""
     def __init__(
         self,
         *,
@@ -369,10 +372,11 @@ class Heartbeat(_message.Message):
         starved: _builtins.bool = ...,
         resident_bytes: _builtins.int = ...,
         since_progress_s: _builtins.float = ...,
+        refused_frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "resident_bytes", b"resident_bytes", "since_progress_s", b"since_progress_s", "starved", b"starved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "refused_frames", b"refused_frames", "resident_bytes", b"resident_bytes", "since_progress_s", b"since_progress_s", "starved", b"starved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,6 +590,7 @@ class StageHealth(_message.Message):
     SINCE_PROGRESS_S_FIELD_NUMBER: _builtins.int
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    SLOWEST_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     stage: _builtins.int
     decode_frames: _builtins.int
@@ -608,6 +613,8 @@ class StageHealth(_message.Message):
     drafted_tokens: _builtins.int
     """on the head only, as in HeadLoad"""
     accepted_tokens: _builtins.int
+    slowest_s: _builtins.float
+    """the longest that it computed one frame"""
     def __init__(
         self,
         *,
@@ -629,10 +636,11 @@ class StageHealth(_message.Message):
         since_progress_s: _builtins.float = ...,
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
+        slowest_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "drafted_tokens", b"drafted_tokens", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "drafted_tokens", b"drafted_tokens", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "slowest_s", b"slowest_s", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,7 +45,9 @@ from parallax.scheduler.membership import (
     NodeArrived,
     NodeGone,
     NodeReady,
+    NodeRecovered,
     NodeState,
+    NodeSuspected,
 )
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import ModelFacts
@@ -281,9 +283,11 @@ class ClusterService:
             return
         match report.WhichOneof("report"):
             case "heartbeat":
-                starved = report.heartbeat.starved
+                starved, name = report.heartbeat.starved, self.name_of(node_id)
+                self._formation.stage_metrics.stale(name, report.heartbeat.refused_frames)
                 self._follow(self.members.heartbeat(member.stream, starved=starved, now=now))
-                self._busy(node_id, report.heartbeat.since_progress_s, stepped=False)
+                if not starved:  # else nothing went on there, and it knows
+                    self._busy(node_id, report.heartbeat.since_progress_s, stepped=False)
             case "progress":
                 self._loading(node_id, report.progress)
             case "ready":
@@ -302,7 +306,13 @@ class ClusterService:
                     return
                 self._formation.stage_metrics.observe(health, self.name_of(node_id))
                 self._planning.observed.observe(health, ring)
-                self._busy(node_id, health.since_progress_s, stepped=health.decode_frames > 0)
+                if not member.starved:
+                    self._busy(
+                        node_id,
+                        health.since_progress_s,
+                        stepped=health.decode_frames > 0,
+                        slowest_s=health.slowest_s,
+                    )
             case "link" if self.members.get(report.link.node_id):
                 path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
                 self._roster.paths[node_id, report.link.node_id] = path
@@ -347,6 +357,12 @@ class ClusterService:
                 self._on_event(NodeJoined(self.name_of(change.node_id)))
             elif isinstance(change, NodeReady):
                 replan = True  # only now: what it holds it said before its first heartbeat
+            elif isinstance(change, NodeSuspected):
+                log.warning("%s is silent: others take over", self.name_of(change.node_id))
+                self._without(change.node_id)
+                replan = True
+            elif isinstance(change, NodeRecovered):
+                replan = True
             elif isinstance(change, NodeGone):
                 name = self.name_of(change.node_id)
                 self._do(self.reconciler.node_down(change.node_id))
@@ -359,19 +375,25 @@ class ClusterService:
             self._planning.replanning.members_changed()
             self._wishes.plan()
 
-    def _busy(self, node_id: str, busy_s: float, *, stepped: bool) -> None:
+    def _busy(
+        self, node_id: str, busy_s: float, *, stepped: bool, slowest_s: float | None = None
+    ) -> None:
         """A node whose compute thread hangs gets no work until it goes on."""
-        change = self._setbacks.busy(node_id, busy_s, stepped=stepped)
+        change = self._setbacks.busy(node_id, busy_s, stepped=stepped, slowest_s=slowest_s)
         if change is None:
             return
         if not change:
             self._trouble.over(StageStuck)
             self._wishes.plan()
             return
-        for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
-            self._do(self.reconciler.retire(ring))
+        self._without(node_id)
         self._wishes.plan()
         self._trouble.tell(hanging(self.name_of(node_id), busy_s))
+
+    def _without(self, node_id: str) -> None:
+        """Rings with this node serve nobody: their requests wait for others, or for it."""
+        for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
+            self._do(self.reconciler.retire(ring))
 
     def _stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
         error = from_fault(failed.fault)
@@ -409,6 +431,7 @@ class ClusterService:
                 log.exception("watching the members failed")
             self._metrics.set_queue(self.requests.waiting, self.requests.running)
             self._head_metrics.observe(self.requests.loads)
+            self._formation.stage_metrics.stale("scheduler", self.requests.refused)
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))

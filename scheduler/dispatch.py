@@ -77,6 +77,7 @@ class Dispatcher:
         self._ids = itertools.count(1)
         self._tasks = Tasks()
         self.loads: dict[int, wire.HeadLoad] = {}
+        self.refused = 0  # tokens and ends of attempts that are over
         self._paused = False
         self._refuses = False
         self._quiet = asyncio.Event()
@@ -291,9 +292,12 @@ class Dispatcher:
         for event in report.tokens:
             request = self._requests.get(event.request)
             if request is None or request.epoch != report.epoch:
+                self.refused += 1
                 continue
             token = request.take(event)
-            if token is not None:
+            if token is None:
+                self.refused += 1
+            else:
                 if self._journal is not None:
                     self._journal.token(request.id, event.attempt, token.index, token.id)
                 self._answers[request.id].put(token)

@@ -145,6 +145,13 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._stale = Counter(
+            "parallax_stale_frames",
+            "What came of epochs that are over, and was refused: frames and streams at a node, "
+            "tokens and ends at the scheduler",
+            ["where"],
+            registry=registry,
+        )
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -217,6 +224,10 @@ class Metrics:
     def observe_weights(self, sent_bytes: int) -> None:
         """Weights were given out to a node."""
         self._weights.inc(sent_bytes)
+
+    def observe_stale(self, where: str, count: int) -> None:
+        """What came of epochs that are over since the last call."""
+        self._stale.labels(where).inc(count)
 
     def observe_round_trip(self, ring: str, seconds: float) -> None:
         """How long the last beat took around this ring."""

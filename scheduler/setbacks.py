@@ -11,6 +11,9 @@ FREE_BREAKS = 3  # so many in a row cost no pause
 FIRST_PAUSE_S = 1.0  # doubled with each further break
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 10.0  # a ring that served for so long begins with a clean slate
+PATIENCE = 20.0  # times its slowest frame: a stage that is in one for longer hangs
+SLOW_PATIENCE = 4.0  # the same where that is longer than the limit for everyone
+LEAST_DEADLINE_S = 10.0  # a busy machine may need as long for what took a millisecond before
 FIRST_PATIENCE = 10  # times ``stuck_s`` before an epoch's first step: shaders compile then
 
 Nodes = tuple[str, ...]
@@ -64,20 +67,26 @@ class Setbacks:
 
     # ------------------------------------------------------------------- nodes
 
-    def busy(self, node_id: str, busy_s: float, *, stepped: bool) -> bool | None:
+    def busy(
+        self, node_id: str, busy_s: float, *, stepped: bool, slowest_s: float | None = None
+    ) -> bool | None:
         """How long a node's compute thread has been in one job, loading left out.
 
         Args:
             stepped: whether its stage has made a step in its epoch; the first one compiles.
+            slowest_s: the longest that its stage took for one frame; None: not known.
 
         Returns:
             True when it counts as stuck from now on, False when no longer, None: no change.
         """
         stuck = node_id in self._stuck
-        if stuck and busy_s <= self._limits.stuck_s:
+        if stuck and busy_s <= LEAST_DEADLINE_S:
             self._stuck.discard(node_id)
             return False
-        if not stuck and busy_s > self._limits.stuck_s * (1 if stepped else FIRST_PATIENCE):
+        limit_s = self._limits.stuck_s * (1 if stepped else FIRST_PATIENCE)
+        if stepped and slowest_s is not None:
+            limit_s = deadline_s(slowest_s, self._limits.stuck_s)
+        if not stuck and busy_s > limit_s:
             self._stuck.add(node_id)
             return True
         return None
@@ -92,6 +101,14 @@ class Setbacks:
         for known in (self._breaks, self._up_since):
             for nodes in [nodes for nodes in known if node_id in nodes]:
                 del known[nodes]
+
+
+def deadline_s(slowest_s: float, most_s: float) -> float:
+    """How long a stage may be in one frame that took ``slowest_s`` at most so far.
+
+    ``most_s`` is for stages whose frames are quick; of slow ones it is some multiple too.
+    """
+    return max(min(most_s, max(LEAST_DEADLINE_S, PATIENCE * slowest_s)), SLOW_PATIENCE * slowest_s)
 
 
 def hanging(name: str, busy_s: float) -> StageStuck:

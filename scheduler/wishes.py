@@ -135,7 +135,7 @@ class Wishes:
     def usable(self, chosen: Chosen) -> list[NodeFacts]:
         """The nodes that can be planned with."""
         members = self._roster.members.usable()
-        known = [m.facts for m in members if m.state is not NodeState.JOINING]
+        known = [m.facts for m in members if m.state is NodeState.READY]
         barred = {*chosen.failed, *self._barred()}
         fit = (facts for facts in known if not self._setbacks.stuck(facts.node_id))
         return [facts for facts in fit if facts.node_id not in barred]

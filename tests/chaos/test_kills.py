@@ -6,16 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.arena import Arena, arena, make_arena_model
+from tests.chaos.arena import Arena, arena
 from tests.chaos.checker import check
 from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, run_kill
-from tests.reference import Reference
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
-    model = make_arena_model(tmp_path_factory.mktemp("chaos") / "model")
-    return Expected(Reference(model), model)
 
 
 @pytest.fixture(scope="module")

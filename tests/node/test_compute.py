@@ -27,3 +27,21 @@ async def test_a_job_that_ends_after_its_loop_tells_nobody() -> None:
     compute.tell(print)
     compute.stop(5)
     assert not compute.alive
+
+
+async def test_a_thread_that_dies_is_told_and_one_that_is_stopped_is_not() -> None:
+    def leave() -> None:
+        raise SystemExit
+
+    for job, dies in ((leave, True), (None, False)):
+        compute = Compute(asyncio.get_running_loop())
+        died = asyncio.Event()
+        compute.on_death = died.set
+        if job is not None:
+            compute.post(job)
+            async with asyncio.timeout(10):
+                await died.wait()
+        compute.stop(5)
+        await asyncio.sleep(0)
+        assert died.is_set() is dies
+        assert not compute.alive

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from parallax.fabric.limits import Limits
-from parallax.scheduler.setbacks import FIRST_PATIENCE, LONGEST_PAUSE_S, STEADY_S, Setbacks
+from parallax.scheduler.setbacks import (
+    FIRST_PATIENCE,
+    LEAST_DEADLINE_S,
+    LONGEST_PAUSE_S,
+    STEADY_S,
+    Setbacks,
+    deadline_s,
+)
 
 LIMITS = Limits(stuck_s=30, form_s=60, call_s=10)
 NODES = ("a", "b")
@@ -63,3 +70,15 @@ def test_the_first_step_may_take_longer() -> None:
     setbacks = Setbacks(LIMITS)
     assert setbacks.busy("a", 30 * FIRST_PATIENCE, stepped=False) is None
     assert setbacks.busy("a", 30 * FIRST_PATIENCE + 1, stepped=False) is True
+
+
+def test_a_stage_has_a_deadline_of_its_own_from_the_slowest_frame_it_had() -> None:
+    assert deadline_s(0.001, 30) == LEAST_DEADLINE_S, "a busy machine may need as long"
+    assert deadline_s(1, 30) == 20
+    assert deadline_s(5, 30) == 30, "so long at most, for quick ones"
+    assert deadline_s(60, 30) == 240, "slow is not dead"
+    setbacks = Setbacks(LIMITS)
+    assert setbacks.busy("a", 11, stepped=True, slowest_s=1) is None
+    assert setbacks.busy("a", 11, stepped=False, slowest_s=0.01) is None, "the first one compiles"
+    assert setbacks.busy("a", 11, stepped=True, slowest_s=0.01) is True
+    assert setbacks.busy("a", 0.5, stepped=True, slowest_s=11) is False
