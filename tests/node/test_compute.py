@@ -29,6 +29,7 @@ async def test_a_job_that_ends_after_its_loop_tells_nobody() -> None:
     assert not compute.alive
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_thread_that_dies_is_told_and_one_that_is_stopped_is_not() -> None:
     def leave() -> None:
         raise SystemExit
