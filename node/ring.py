@@ -18,6 +18,7 @@ from typing import Protocol
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
 from parallax.fabric.data_channel import DataListener, DataSender, Receiver, Ticket, connect
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
@@ -161,6 +162,7 @@ class RingMember:
                 why,
                 peer=place.node_id,
             )
+        check(reply)
         await self._connect_data(endpoint, reply)
         self._outbound = asyncio.create_task(self._send(call, place.node_id))
 

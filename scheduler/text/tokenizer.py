@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ Message = Mapping[str, Any]
 _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
 MOST_END_TOKENS = 256
+SLOW_S = 0.02  # a template that takes this long for a chat is rendered in a thread from then on
 _KEPT_MODELS = 2  # while the model is switched, both are asked for
 
 
@@ -35,6 +37,7 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.slow = False  # whether the last chat took long to render
         self._tokenizer = _load(folder)
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         self.recommended = recommended(read_json(folder / "generation_config.json"))
@@ -90,6 +93,7 @@ class ChatTokenizer:
         """
         import jinja2
 
+        began = time.perf_counter()
         try:
             return self._template.render(messages, self._tokenizer.special_tokens_map)
         except jinja2.TemplateSyntaxError as error:
@@ -105,6 +109,8 @@ class ChatTokenizer:
                 "Change the order or the roles of the messages",
                 field="messages",
             ) from error
+        finally:
+            self.slow = time.perf_counter() - began > SLOW_S
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:
@@ -181,7 +187,7 @@ class Tokenizers:
         Raises:
             InvalidRequest, ModelBroken: as :meth:`ChatTokenizer.render`.
         """
-        if _characters(messages) <= _INLINE_CHARACTERS:
+        if not tokenizer.slow and _characters(messages) <= _INLINE_CHARACTERS:
             return tokenizer.prompt(messages)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, tokenizer.prompt, messages)

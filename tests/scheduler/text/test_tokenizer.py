@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 from importlib import resources
 from pathlib import Path
 
@@ -249,3 +250,19 @@ def test_ids_that_no_tokenizer_knows_are_no_text(tmp_path):
     detokenizer = tokenizer.detokenizer()
     assert detokenizer.add((1 << 32) - 1) == ""
     assert detokenizer.add(65) == tokenizer.decode([65])
+
+
+async def test_a_template_that_takes_long_is_rendered_in_a_thread_from_then_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("parallax.scheduler.text.tokenizer.SLOW_S", 0.0)
+    tokenizer, threads = ChatTokenizer(make(tmp_path)), []
+    render = tokenizer.render
+    monkeypatch.setattr(
+        tokenizer, "render", lambda m: (threads.append(threading.current_thread()), render(m))[1]
+    )
+    tokenizers = Tokenizers()
+    for _ in range(2):
+        assert await tokenizers.prompt(tokenizer, USER)
+    tokenizers.close()
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
