@@ -32,6 +32,7 @@ MOST_WINDOW = 65_536  # frames
 MOST_CHUNK = 8192  # tokens
 
 _NAMES = ("node_id", "name", "chip", "platform", "backend", "kind", "digest", "phase", "host")
+_PROSE = ("what", "why", "fix", "value")  # of faults: may have lines
 _HOST = re.compile(r"[A-Za-z0-9:._-]{1,253}(?:%[A-Za-z0-9._-]{1,32})?")
 _MOST: Mapping[str, int] = {
     "port": 65535,

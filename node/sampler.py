@@ -111,7 +111,8 @@ class TokenChooser:
         """Takes ``token`` as the answer's next."""
         self._position += 1
         if self._in_answer is not None:
-            self._in_answer = self._in_answer.at[token].add(1)
+            if token < self._in_answer.shape[0]:  # the logits may be fewer than ids
+                self._in_answer = self._in_answer.at[token].add(1)
         elif self._looks_back:
             self._generated.append(token)
 

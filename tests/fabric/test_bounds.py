@@ -21,6 +21,7 @@ SENSELESS: dict[str, Any] = {
     "more memory than there is": wire.NodeFacts(memory_bytes=1 << 60),
     "a name without end": wire.NodeFacts(name="x" * 5000),
     "a name that a terminal obeys": wire.NodeFacts(name="\x1b[2J"),
+    "a name of two lines": wire.NodeFacts(name="a\nb"),
     "inside another": wire.NodeReport(hello=wire.Hello(facts=wire.NodeFacts(flops=math.nan))),
     "in a list": wire.ProbeLinks(peers=[wire.StagePlace(first=1 << 30)]),
     "too long a list": wire.ProbeLinks(peers=[wire.StagePlace()] * 2000),
