@@ -19,7 +19,7 @@ VERBS = {
     "demo": "Start a scheduler and nodes on this machine alone, with the built-in model.",
     "chat": "Chat with the model of a running cluster.",
     "status": "Show how a running cluster is.",
-    "nodes": "List the nodes of a running cluster, and let new ones in.",
+    "nodes": "List the nodes of a running cluster; let them in, drain them, remove them.",
     "tokens": "Make, list and revoke the tokens that nodes join with.",
     "keys": "Make, list and revoke the API keys of a running cluster.",
     "models": "List the models that a running cluster can serve.",

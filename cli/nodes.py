@@ -1,8 +1,9 @@
-"""``parallax nodes``: who is a member, who waits, and letting them in."""
+"""``parallax nodes``: who is a member and who waits; let in, drained, removed."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -18,8 +19,22 @@ from parallax.fabric.settings import ClientSettings, load
 
 group = typer.Typer(invoke_without_command=True)
 
+LOOK_S = 0.5  # between two looks at how far a node is
+PATIENCE_S = 600.0  # then it is told that it goes on without being watched
+
 Node = Annotated[
     str, typer.Argument(metavar="NODE|FINGERPRINT", help="A node's id, or its fingerprint.")
+]
+
+Member = Annotated[
+    str,
+    typer.Argument(metavar="NODE", help="A node's name or id, or how one of them begins."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Even where nothing can be served without this node.")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Whether to return only when it is done.")
 ]
 
 
@@ -89,6 +104,94 @@ def deny(
     """Refuses a node that waits, until it is approved or brings a token."""
     client = client_of(locals())
     typer.echo(f"{decide(client, node, 'deny')} is refused from now on")
+
+
+@group.command()
+def drain(
+    node: Member,
+    force: Force = False,
+    wait: Wait = True,
+    url: flags.Url = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
+    log_level: flags.LogLevel = None,
+) -> None:
+    """Takes every layer off a node; its requests move on, and it stays a member."""
+    client = client_of(locals())
+    node_id, name = leave(client, node, "drain", force=force)
+    if wait and not gone_or(client, node_id, "drained"):
+        typer.echo(f"{name} still has layers; 'parallax nodes' shows how it goes on")
+        return
+    typer.echo(f"{name} {'is drained' if wait else 'gives its layers up'}")
+
+
+@group.command()
+def undrain(
+    node: Member,
+    url: flags.Url = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
+    log_level: flags.LogLevel = None,
+) -> None:
+    """Lets a drained node have layers again (also: resume)."""
+    client = client_of(locals())
+    _, name = leave(client, node, "undrain", force=False)
+    typer.echo(f"{name} may have layers again")
+
+
+group.command("resume", hidden=True)(undrain)
+
+
+@group.command()
+def remove(
+    node: Member,
+    force: Force = False,
+    wait: Wait = True,
+    url: flags.Url = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    state_dir: flags.StateDir = None,
+    api_key: flags.ApiKey = None,
+    ca_file: flags.CaFile = None,
+    log_level: flags.LogLevel = None,
+) -> None:
+    """Drains a node, for a minute at most, then cuts it off and refuses it from then on."""
+    client = client_of(locals())
+    node_id, name = leave(client, node, "remove", force=force)
+    if wait:
+        gone_or(client, node_id)
+    typer.echo(f"{name} {'is removed' if wait else 'will be removed'}")
+
+
+def leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> tuple[str, str]:
+    """Does ``verb`` to a node; returns its id, and how people call it.
+
+    Raises:
+        ParallaxError: there is no such node, or the model does not fit without it.
+    """
+    path = f"/admin/nodes/{quote(node, safe='')}/{verb}"
+    told = client.send("POST", path, {"force": True} if force else {}).get("data")
+    known = told if isinstance(told, dict) else {}
+    node_id = str(known.get("node_id", node))
+    return node_id, printable(f"{known.get('name') or 'Node'} ({node_id})")
+
+
+def gone_or(client: ClusterClient, node_id: str, state: str = "gone") -> bool:
+    """Waits until a node is in this state or gone; False when it takes too long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        nodes = cluster_status(client).get("node_list") or []
+        states = [each.get("state") for each in nodes if each.get("node_id") == node_id]
+        if not states or states[0] in (state, "gone"):
+            return True
+        time.sleep(LOOK_S)
+    return False
 
 
 def client_of(given: Mapping[str, Any]) -> ClusterClient:

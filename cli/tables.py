@@ -11,7 +11,15 @@ from rich.text import Text
 
 from parallax.cli.console import printable
 
-STATE_STYLE = {"ready": "green", "joining": "yellow", "suspect": "yellow", "gone": "red"}
+STATE_STYLE = {
+    "ready": "green",
+    "joining": "yellow",
+    "suspect": "yellow",
+    "draining": "yellow",
+    "removing": "yellow",
+    "drained": "cyan",
+    "gone": "red",
+}
 
 
 def status_view(status: Mapping[str, Any]) -> RenderableType:

@@ -97,6 +97,10 @@ class Departures:
         await self.cut_off(time.monotonic())
         return node_id
 
+    def name_of(self, node_id: str) -> str:
+        """A node's name for people."""
+        return self._leaving.names().get(node_id) or self._roster.name_of(node_id)
+
     def state_of(self, node_id: str) -> str | None:
         """How a node that leaves stands; None for all others."""
         busy = self._formation.reconciler.place_of(node_id) is not None

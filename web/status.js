@@ -188,6 +188,6 @@ function activity(node) {
   if (node.load && node.load.fraction < 1) {
     return `${node.load.phase || "loading"} ${percent(node.load.fraction)}`;
   }
-  if (node.state === "joining") return "joining";
+  if (["joining", "draining", "drained", "removing"].includes(node.state)) return node.state;
   return node.layers ? layers(node.layers) : "idle";
 }

@@ -54,7 +54,11 @@ async def _force(request: web.Request) -> bool:
 
 
 def _answer(request: web.Request, node_id: str) -> web.Response:
-    state = request.app[DEPARTURES].state_of(node_id)
-    data = {"node_id": node_id, "state": state or "ready"}
+    departures = request.app[DEPARTURES]
+    data = {
+        "node_id": node_id,
+        "name": departures.name_of(node_id),
+        "state": departures.state_of(node_id) or "ready",
+    }
     body = json.dumps({"type": "node", "data": data}).encode()
     return web.Response(body=body, content_type="application/json")
