@@ -76,6 +76,9 @@ class Faucet:
         for queue in self._queues:
             queue.put_nowait(Finish(Reason.LENGTH))
 
+    def check_place(self, client: str) -> None:
+        return None
+
     def served(self) -> ServedModel:
         return ServedModel("bench", self._folder, 1 << 30, 0)
 

@@ -193,6 +193,10 @@ class ClusterService:
             async for event in answer:
                 yield event
 
+    def check_place(self, client: str) -> None:
+        """See :class:`~parallax.scheduler.generation.Cluster`."""
+        self.requests.check_place(client)
+
     def served(self) -> ServedModel | None:
         """The current model, or None before one is chosen."""
         return self.chosen.served if self.chosen else None

@@ -161,6 +161,10 @@ class Dispatcher:
         self._quiet.set()
         self._dispatch()
 
+    def check_place(self, client: str) -> None:
+        """Raises QueueFull when one more request of this client could not wait."""
+        self._router.check_place(client)
+
     @property
     def waiting(self) -> int:
         """Requests in the queue."""

@@ -100,6 +100,14 @@ class Cluster(Protocol):
         """
         ...
 
+    def check_place(self, client: str) -> None:
+        """Whether one more of this client may wait, asked before any work is put into it.
+
+        Raises:
+            QueueFull: it may not.
+        """
+        ...
+
     def served(self) -> ServedModel | None:
         """The current model, or None before one is chosen."""
         ...

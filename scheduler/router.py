@@ -163,8 +163,7 @@ class Router:
             )
         if self._rings and not self.fits_any(tokens):
             raise self.too_long(tokens)
-        if not self._queue.has_place(client, len(self._returned)):
-            raise self._full(client)
+        self.check_place(client)
         if id in self._requests:
             raise ValueError(f"request {id} is here already")
         self._arrivals += 1
@@ -175,6 +174,15 @@ class Router:
         request.waits = _Line.NEW
         self._requests[id] = request
         self._queue.push(id, client, cost_tokens)
+
+    def check_place(self, client: str) -> None:
+        """Whether one more request of this client may wait.
+
+        Raises:
+            QueueFull: no place is left, or none for this client.
+        """
+        if not self._queue.has_place(client, len(self._returned)):
+            raise self._full(client)
 
     def ring_up(
         self,

@@ -66,6 +66,7 @@ async def accept(request: web.Request, began_s: float) -> Chat:
     chat = parse_chat(await read_json(request, request.app[LIMITS]))
     messages = for_template(chat.messages)
     model = find_model(request, chat.model)
+    request.app[CLUSTER].check_place(client_of(request))  # a crowd's prompts are not even read
     tokenizers = request.app[TOKENIZERS]
     tokenizer = await tokenizers.of(model)
     sampling = _sampling(chat, tokenizer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -12,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.cluster import Cluster, boot
 from tests.reference import Reference
@@ -40,6 +40,19 @@ def texts(reference: Reference) -> list[str]:
 
 def state_of(status: dict[str, Any], name: str) -> str | None:
     return next((n["state"] for n in status["node_list"] if n["name"] == name), None)
+
+
+def command(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """``parallax nodes …``, as whoever runs the scheduler types it."""
+    where = ["--url", cluster.url, "--state-dir", str(cluster.folder / "scheduler")]
+    return subprocess.run(
+        [sys.executable, "-m", "parallax.cli.main", "nodes", *words, *where],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def loads(cluster: Cluster) -> list[int]:
@@ -87,11 +100,14 @@ def test_nodes_are_drained_taken_back_and_removed_and_no_answer_shows_it(
         assert again.child.wait(60) != 0
         assert "removed" in again.output
         left = [n for n in cluster.status()["node_list"] if n["state"] == "ready"]
-        cluster.post(f"/admin/nodes/{left[0]['node_id']}/drain", {})
-        cluster.wait(lambda s: stages(s) == [1])
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            cluster.post(f"/admin/nodes/{left[1]['name']}/drain", {})
-        assert "--force" in json.load(refused.value)["error"]["message"]
+        drained = command(cluster, "drain", left[0]["node_id"])
+        assert drained.returncode == 0
+        assert "is drained" in drained.stdout
+        assert stages(cluster.status()) == [1]
+        refused = command(cluster, "drain", left[1]["name"])
+        assert refused.returncode != 0
+        assert "--force" in refused.stderr
+        assert "bytes are missing" in refused.stderr
 
 
 def test_a_killed_scheduler_serves_again_at_once_and_no_weights_are_read_again(

@@ -44,6 +44,7 @@ class Scripted:
     generations: list[Generation] = field(default_factory=list)
     choices: list[tuple[str, int, bool]] = field(default_factory=list)
     refusal: Exception | None = None
+    full: Exception | None = None  # raised before any work is done
     running: int = 0
     yielded: int = 0
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,6 +77,10 @@ class Scripted:
         finally:
             self.running -= 1
             self.closed.set()
+
+    def check_place(self, client: str) -> None:
+        if self.full is not None:
+            raise self.full
 
     def served(self) -> ServedModel | None:
         if not self.chosen:

@@ -201,6 +201,13 @@ async def test_errors_before_the_first_token_keep_their_status(folder, error, to
             assert (response.status, code, response.headers.get("Retry-After")) == told
 
 
+async def test_a_full_queue_is_told_before_anything_is_done_about_the_prompt(folder):
+    """A prompt that is too long shows whether it has been looked at."""
+    for full, told in ((None, 400), (QueueFull("Full", retry_after_s=7), 429)):
+        async with site(Scripted(folder, context_tokens=1, full=full)) as here:
+            assert (await here.chat())[0] == told
+
+
 async def test_an_error_after_the_first_token_ends_the_stream_without_done(folder, tokenizer):
     script = [*tokenizer.encode("ab"), RingLost("The ring broke")]
     async with site(Scripted(folder, script=script)) as here:
