@@ -97,8 +97,8 @@ class Planning:
     ) -> Change | None:
         """What should take the place of rings that all serve, if anything.
 
-        Either a node is free with which rings come nearer to the number of stages that was asked
-        for, or the new plan has been better by the margin for long enough.
+        Either rings can come nearer to the number of stages that was asked for, or the new plan
+        has been better by the margin for long enough.
         """
         known = {node.node_id for node in nodes}
         if not rings or any(ring.state is not RingState.READY for ring in rings):
@@ -127,7 +127,8 @@ class Planning:
         wish = min(chosen.nodes, len(nodes))
         busy = {node for ring in rings for node in ring.nodes}
         figures = self._figures(chosen, nodes, paths)
-        if least < wish and any(node.node_id not in busy for node in nodes):
+        short = sum(len(ring.places) for ring in rings if len(ring.places) < wish)
+        if least < wish and short + sum(node.node_id not in busy for node in nodes) >= wish:
             longer, _ = self._judge(chosen, figures, rings, wish)
             if longer is not None and min(len(r.stages) for r in longer.rings) > least:
                 return self._rings(chosen, figures, longer)

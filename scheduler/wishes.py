@@ -170,6 +170,7 @@ class Wishes:
 
     def _take_up(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> None:
         """Goes on with rings that served before this process began, as far as they are whole."""
+        self._layouts.give_up(self._barred())  # what was asked for last counts
         busy = self._reconciler.busy_nodes()
         free = [facts for facts in usable if facts.node_id not in busy]
         for ring in self._planning.taken_up(chosen, free, now):

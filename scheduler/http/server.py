@@ -42,6 +42,7 @@ from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.text.tokenizer import Tokenizers
 
 _FOLLOW_S = 0.5
+_SOON_S = 0.1  # a scheduler that was started again should answer soon
 _protocol_log = logging.getLogger(__name__ + ".protocol")
 
 
@@ -160,7 +161,7 @@ async def _follow(cluster: Cluster, tokenizers: Tokenizers) -> None:
         if served is not None and served != known:
             tokenizers.warm(served)
         known = served
-        await asyncio.sleep(_FOLLOW_S)
+        await asyncio.sleep(_FOLLOW_S if served else _SOON_S)
 
 
 async def _close_streams(app: web.Application) -> None:

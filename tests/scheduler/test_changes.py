@@ -129,6 +129,25 @@ async def test_where_another_ring_serves_a_drained_one_just_ends(
         assert states(cluster) == {"a": "drained", "b": "ready"}
 
 
+async def test_two_short_rings_that_a_drain_leaves_become_one_of_the_length_asked_for(
+    cluster: ClusterService,
+) -> None:
+    a, _, _ = await serving(cluster)
+    c = Node(cluster, "c").attend()
+    c.load_all()
+    await c.join()
+    await cluster.departures.drain("b")
+    a.load_all()
+    await a.join(2)
+    assert sorted(ring.nodes for ring in cluster.reconciler.rings) == [("a",), ("c",)]
+    cluster._wishes.look(time.monotonic())
+    a.load_all()
+    c.load_all()
+    await a.join(3)
+    await c.join(2)
+    assert [set(ring.nodes) for ring in cluster.reconciler.rings] == [{"a", "c"}]
+
+
 async def test_a_drain_asked_for_while_rings_move_comes_after_the_move(
     cluster: ClusterService,
 ) -> None:
@@ -270,6 +289,21 @@ async def test_after_a_restart_a_node_that_does_not_come_back_is_waited_for_only
         cluster._wishes.tick(time.monotonic() + WAIT_S)
         assert [(o.stage.first, o.stage.end) for o in a.orders("load")] == [(0, 4)]
         assert b.orders("load")
+
+
+async def test_after_a_restart_a_ring_with_a_drained_node_is_not_waited_for(
+    model: Path, tmp_path: Path
+) -> None:
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 2, True)
+        await serving(cluster)
+        await cluster._wishes.remember()
+        await cluster.departures.drain("b", force=True)
+    async with running(tmp_path) as cluster:
+        Node(cluster, "b").attend()
+        Node(cluster, "a").attend()
+        c = Node(cluster, "c").attend()
+        assert c.orders("load"), "two nodes are there that may be planned with"
 
 
 async def test_a_node_that_comes_back_takes_its_old_place(model: Path, tmp_path: Path) -> None:
