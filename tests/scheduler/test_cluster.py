@@ -490,7 +490,7 @@ async def test_totals_that_shrink_and_figures_beyond_reason_hurt_nobody(
         for _ in range(20):
             first.report(health=health)
             first.report(health=wire.StageHealth(epoch=epoch))
-        cluster._look(1e9)
+        cluster._wishes.look(1e9)
     first.report(link=wire.LinkReport(node_id="nobody", round_trip_s=0, bandwidth_bytes_s=0))
     assert not any("nobody" in way for way in cluster._roster.paths)
 
