@@ -177,7 +177,8 @@ def _check_text(name: str, value: str, most: int) -> None:
         raise _refused(name, f"{len(value)} characters, more than {most}")
     if name == "host" and not _HOST.fullmatch(value):
         raise _refused(name, "that is no address")
-    if not value.isprintable() and any((c < " " and c not in "\n\t") or c == "\x7f" for c in value):
+    layout = "\n\t" if name in _PROSE else ""
+    if not value.isprintable() and any((c < " " and c not in layout) or c == "\x7f" for c in value):
         raise _refused(name, "control characters in a text")
 
 
