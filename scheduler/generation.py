@@ -42,6 +42,7 @@ class Generation:
     client: str = ""  # fair queueing is between clients
     answer: str = ""  # what the client knows the answer by
     choice: int = 0  # which one of that answer's
+    vocabulary: int = 1 << 32  # ids below it are the model's, as its configuration says
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import MessageRefused, ParallaxError
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Reason, Sampling, Token
 
@@ -59,12 +59,18 @@ class Request:
         )
 
     def take(self, event: wire.TokenEvent) -> Token | None:
-        """A token arrives; None when it is not the current attempt's next one."""
+        """A token arrives; None when it is not the current attempt's next one.
+
+        Raises:
+            MessageRefused: the model has no such token.
+        """
         current = self.phase is Phase.RUNNING and event.attempt == self.attempt
         if not current or event.index != len(self.tokens):
             return None
         if len(self.tokens) >= self.generation.max_tokens:
             return None
+        if event.token >= self.generation.vocabulary:  # it would break the ring that goes on
+            raise MessageRefused(f"A head gives token {event.token}, which the model does not have")
         self.tokens.append(event.token)
         self.losses = 0
         return Token(event.index, event.token, 0 if event.index else event.cached_tokens)

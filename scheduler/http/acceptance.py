@@ -85,6 +85,7 @@ async def accept(request: web.Request, began_s: float) -> Chat:
         max_tokens=_max_tokens(chat, model, len(prompt)),
         end_tokens=_end_tokens(chat, tokenizer),
         client=client_of(request),
+        vocabulary=tokenizer.declared_vocabulary or 1 << 32,
         answer=str(uuid.uuid4()),
     )
     answers = [AnswerText(tokenizer.detokenizer(), chat.stops) for _ in range(chat.n or 1)]

@@ -41,7 +41,8 @@ class ChatTokenizer:
         self._tokenizer = _load(folder)
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         self.recommended = recommended(read_json(folder / "generation_config.json"))
-        self.vocabulary = _vocabulary(folder) or len(self._tokenizer)
+        self.declared_vocabulary = _vocabulary(folder)
+        self.vocabulary = self.declared_vocabulary or len(self._tokenizer)
         try:
             self._detokenizers = self._plan_detokenizers()
             # The first call may change the tokenizer's settings; those in threads do not.

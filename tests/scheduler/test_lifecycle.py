@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from parallax.fabric.errors import MessageRefused
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.generation import Finish, Generation, Reason, Sampling, Token
 from parallax.scheduler.lifecycle import Phase, Request
@@ -101,3 +104,22 @@ def test_only_a_running_request_is_taken_back_from_its_ring() -> None:
     running = make()
     running.start(epoch=3)
     assert running.cancel() == wire.Cancel(request=7, attempt=1)
+
+
+def test_a_head_gives_no_more_tokens_than_were_asked_for() -> None:
+    request = make()
+    request.start(epoch=3)
+    for index in range(8):
+        assert request.take(token(1, index, 50)) is not None
+    assert request.take(token(1, 8, 50)) is None
+    assert len(request.tokens) == 8
+
+
+def test_a_token_that_the_model_does_not_have_is_not_taken_on() -> None:
+    request = make()
+    request.generation = replace(request.generation, vocabulary=100)
+    request.start(epoch=3)
+    assert request.take(token(1, 0, 99)) is not None
+    with pytest.raises(MessageRefused, match="token 100"):
+        request.take(token(1, 1, 100))
+    assert request.tokens == [99]
