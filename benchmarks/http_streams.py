@@ -37,6 +37,7 @@ from parallax.scheduler.generation import (
 )
 from parallax.scheduler.http.server import make_app, serve
 from parallax.scheduler.metrics import Metrics
+from tests.trust import member
 
 _TICKS = 4  # of the loop: queue to generator, to flow, to writer, to socket
 TEXT = "The quick brown fox jumps over the lazy dog. "
@@ -120,7 +121,9 @@ class Reports(Faucet):
     def __init__(self, folder: Path, tokens: tuple[int, ...], streams: int) -> None:
         super().__init__(folder, tokens, streams)
         with patch.object(dispatch, "HeadLink", _Link):
-            self._dispatcher = dispatch.Dispatcher(Limits(), lambda _epoch, _error: None)
+            self._dispatcher = dispatch.Dispatcher(
+                Limits(), member("boss"), lambda _epoch, _error: None
+            )
             self._dispatcher.ring_up(1, "head", [], streams, 1.0)
         self._link = _Link.made.pop()
         self._flowing: asyncio.Task[None] | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import psutil
 
@@ -182,6 +183,23 @@ def with_own_scopes(
         wire.Endpoint(host=f"{bare}%{name}", port=endpoint.port, kind=endpoint.kind)
         for name in interfaces
     ]
+
+
+def caller_host(peer: str) -> str:
+    """The address in gRPC's name of a caller, as "ipv4:10.0.0.7:5123" or "ipv6:%5B::1%5D:5123"."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether an address is one of this machine's own, now."""
+    bare = host.partition("%")[0].removeprefix("::ffff:")
+    try:
+        if ipaddress.ip_address(bare).is_loopback:
+            return True
+    except ValueError:
+        return False
+    own = (a.address.partition("%")[0] for all_ in psutil.net_if_addrs().values() for a in all_)
+    return bare in own
 
 
 def host_port(host: str, port: int) -> str:

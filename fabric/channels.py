@@ -1,9 +1,9 @@
 """The one place that opens gRPC channels and the listeners they lead to.
 
-Whoever listens says who it is (:data:`WHO`), and whoever connects asks before
-anything else: an address that meanwhile belongs to another node, or to another
-program, is noticed there. Nothing is encrypted and nobody has to prove who he
-is, hence :data:`OPEN_NETWORK_NOTICE`; TLS will take this place.
+Everything is TLS 1.3, and there is no way around it. Between members both sides show certificates
+of the cluster's authority, and TLS itself checks that the peer is the expected one. A stranger that
+wants to enrol meets the scheduler first (``handshake.py``), compares its peer id, and expects that
+very certificate from then on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -27,27 +28,31 @@ from parallax.fabric.addresses import (
     socket_address,
     with_own_scopes,
 )
+from parallax.fabric.certificates import dns_name
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import (
     BadSetting,
     ClusterError,
     LinkBroken,
+    NotAdmitted,
     PeerMismatch,
     PortInUse,
     SchedulerUnreachable,
     SettingsError,
 )
+from parallax.fabric.handshake import meet, mismatch, why_refused
 from parallax.fabric.limits import Limits
+from parallax.fabric.members import MembersOnly
 from parallax.proto import wire_pb2 as wire
-
-OPEN_NETWORK_NOTICE = (
-    "Connections are not encrypted and anyone on this network can join: "
-    "use Parallax only on a network that you trust."
-)
 
 WHO = "/parallax.v1.Peer/Who"
 HEAD_START_S = 0.25  # before the next endpoint is tried too (RFC 8305, happy eyeballs)
 MESSAGE_SLACK_BYTES = 64 << 10  # what surrounds a piece in its message
 PORT_TRIES = 20
+STRANGER_CALLS = 256  # at once, of the enrol listener
+STRANGER_BYTES = 64 << 10  # of one message to it
+
+Connect = Callable[[wire.Endpoint], Coroutine[Any, Any, tuple[grpc.aio.Channel, wire.Endpoint]]]
 
 _ADVICE = (
     "Check that both machines are on the same network and that no firewall stands between them"
@@ -58,11 +63,11 @@ _ADVICE_NO_ROUTE = (
 )
 
 
-def _options(limits: Limits) -> list[tuple[str, int | str]]:
+def _options(limits: Limits, receive_bytes: int) -> list[tuple[str, int | str]]:
     """What both sides set. gRPC turns Nagle's algorithm off by itself."""
     return [
         ("grpc.max_send_message_length", limits.message_bytes + MESSAGE_SLACK_BYTES),
-        ("grpc.max_receive_message_length", limits.message_bytes + MESSAGE_SLACK_BYTES),
+        ("grpc.max_receive_message_length", receive_bytes),
         # Together: whoever is silent for so long is gone.
         ("grpc.keepalive_time_ms", int(limits.heartbeat_s * 1000)),
         ("grpc.keepalive_timeout_ms", int((limits.silence_s - limits.heartbeat_s) * 1000)),
@@ -73,7 +78,7 @@ def _options(limits: Limits) -> list[tuple[str, int | str]]:
 
 def _client_options(limits: Limits) -> list[tuple[str, int | str]]:
     return [
-        *_options(limits),
+        *_options(limits, limits.message_bytes + MESSAGE_SLACK_BYTES),
         ("grpc.enable_http_proxy", 0),  # neighbours are never behind a proxy
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
@@ -83,9 +88,11 @@ def _client_options(limits: Limits) -> list[tuple[str, int | str]]:
     ]
 
 
-def _server_options(limits: Limits) -> list[tuple[str, int | str]]:
+def _server_options(limits: Limits, *, strangers: bool) -> list[tuple[str, int | str]]:
+    receive_bytes = STRANGER_BYTES if strangers else limits.message_bytes + MESSAGE_SLACK_BYTES
     return [
-        *_options(limits),
+        *_options(limits, receive_bytes),
+        ("grpc.server_handshake_timeout_ms", int(limits.connect_s * 1000)),
         ("grpc.so_reuseport", 0),  # a port that is taken must be noticed
         # Pings as often as clients send them are welcome.
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
@@ -96,20 +103,22 @@ def _server_options(limits: Limits) -> list[tuple[str, int | str]]:
 
 async def open_channel(
     endpoints: Iterable[wire.Endpoint],
-    expected_peer_id: str | None,
+    expected_peer_id: str,
     *,
     limits: Limits,
+    credentials: Credentials,
     scheduler: bool = False,
 ) -> tuple[grpc.aio.Channel, wire.Endpoint]:
-    """Connects to the first endpoint that answers, the best kind of interface first.
+    """Connects to a member of the cluster: to the first endpoint that answers, the best kind first.
 
     Endpoints are tried one after the other with a short head start, so that a
     dead one costs a quarter of a second and not the whole time.
 
     Args:
         endpoints: where the peer listens; hosts are addresses or names.
-        expected_peer_id: who must answer there; None takes anyone.
+        expected_peer_id: who must answer there, and prove it.
         limits: ``connect_s`` bounds the whole.
+        credentials: what is shown to the peer, and what its certificate must come from.
         scheduler: whether the peer is a scheduler, for the error's words.
 
     Returns:
@@ -117,21 +126,89 @@ async def open_channel(
 
     Raises:
         PeerMismatch: somebody else answers, and nobody expected does.
+        NotAdmitted: one side does not accept the other's certificate, or the peer this caller.
         SchedulerUnreachable, LinkBroken: nobody answers.
     """
+
+    async def connect(endpoint: wire.Endpoint) -> tuple[grpc.aio.Channel, wire.Endpoint]:
+        channel = _channel(endpoint, expected_peer_id, credentials.for_channel(), limits)
+        try:
+            await _who(channel, limits)
+        except LinkBroken as error:
+            await channel.close()
+            raise await why_refused(endpoint, expected_peer_id, credentials, limits) or error from (
+                None
+            )
+        except BaseException:
+            await channel.close()
+            raise
+        return channel, endpoint
+
+    return await _first(endpoints, expected_peer_id, connect, limits, scheduler=scheduler)
+
+
+async def open_to_scheduler(
+    endpoints: Iterable[wire.Endpoint], expected_peer_id: str | None, *, limits: Limits
+) -> tuple[grpc.aio.Channel, wire.Endpoint, str]:
+    """Connects to a scheduler's enrol listener, as a stranger does.
+
+    Nothing is sent before it is known who answers: see :mod:`parallax.fabric.handshake`.
+
+    Args:
+        endpoints: where it listens.
+        expected_peer_id: who it must be; None takes anyone.
+        limits: ``connect_s`` bounds the whole.
+
+    Returns:
+        The open channel, to be closed by the caller, the endpoint that answered, and who it is.
+
+    Raises:
+        PeerMismatch: somebody else answers, or somebody who proves no identity.
+        SchedulerUnreachable: nobody answers.
+    """
+    peers: dict[int, str] = {}
+
+    async def connect(endpoint: wire.Endpoint) -> tuple[grpc.aio.Channel, wire.Endpoint]:
+        met = await meet(endpoint, limits)
+        if expected_peer_id is not None and met.peer_id != expected_peer_id:
+            where = host_port(endpoint.host, endpoint.port)
+            raise mismatch(where, expected_peer_id, met.peer_id)
+        pinned = grpc.ssl_channel_credentials(met.pem)
+        channel = _channel(endpoint, met.peer_id, pinned, limits)
+        try:
+            await _who(channel, limits)
+        except BaseException:
+            await channel.close()
+            raise
+        peers[id(channel)] = met.peer_id
+        return channel, endpoint
+
+    channel, endpoint = await _first(endpoints, expected_peer_id, connect, limits, scheduler=True)
+    return channel, endpoint, peers[id(channel)]
+
+
+async def _first(
+    endpoints: Iterable[wire.Endpoint],
+    expected_peer_id: str | None,
+    connect: Connect,
+    limits: Limits,
+    *,
+    scheduler: bool,
+) -> tuple[grpc.aio.Channel, wire.Endpoint]:
     given = by_kind(endpoints)
     shown = ", ".join(host_port(e.host, e.port) for e in given) or "no address"
     failures: list[ClusterError | str] = []
     try:
         async with asyncio.timeout(limits.connect_s):
-            won = await _race(given, expected_peer_id, limits, failures)
+            won = await _race(given, connect, failures)
             if won is not None:
                 return won
     except TimeoutError:
         failures.append(f"no answer within {limits.connect_s:g} s")
-    for failure in failures:
-        if isinstance(failure, PeerMismatch):
-            raise failure
+    for kind in (PeerMismatch, NotAdmitted):
+        for failure in failures:
+            if isinstance(failure, kind):
+                raise failure
     why = "; ".join(dict.fromkeys(str(f) for f in failures))
     advice = _ADVICE_NO_ROUTE if no_route(why) else _ADVICE
     if scheduler:
@@ -152,10 +229,7 @@ def no_route(why: str) -> bool:
 
 
 async def _race(
-    given: Sequence[wire.Endpoint],
-    expected_peer_id: str | None,
-    limits: Limits,
-    failures: list[ClusterError | str],
+    given: Sequence[wire.Endpoint], connect: Connect, failures: list[ClusterError | str]
 ) -> tuple[grpc.aio.Channel, wire.Endpoint] | None:
     """The first endpoint that answers as expected; None, with reasons, if all fail."""
     waiting = [place for endpoint in given for place in await _places(endpoint, failures)]
@@ -164,8 +238,7 @@ async def _race(
     try:
         while won is None and (waiting or running):
             if waiting:
-                attempt = _connect(waiting.pop(0), expected_peer_id, limits)
-                running.add(asyncio.create_task(attempt))
+                running.add(asyncio.create_task(connect(waiting.pop(0))))
             done, running = await asyncio.wait(
                 running,
                 timeout=HEAD_START_S if waiting else None,
@@ -175,7 +248,8 @@ async def _race(
                 try:
                     line = task.result()
                 except ClusterError as error:
-                    failures.append(error if isinstance(error, PeerMismatch) else error.what)
+                    plain = not isinstance(error, (PeerMismatch, NotAdmitted))
+                    failures.append(error.sentence if plain else error)
                 else:
                     if won is None:
                         won = line
@@ -208,36 +282,30 @@ async def _places(
     return [wire.Endpoint(host=host, port=endpoint.port, kind=endpoint.kind) for host in hosts]
 
 
-async def _connect(
-    endpoint: wire.Endpoint, expected_peer_id: str | None, limits: Limits
-) -> tuple[grpc.aio.Channel, wire.Endpoint]:
-    channel = grpc.aio.insecure_channel(_target(endpoint), options=_client_options(limits))
-    try:
-        found = await _who(channel, limits)
-        if expected_peer_id is not None and found != expected_peer_id:
-            raise PeerMismatch(
-                f"Somebody else answers at {host_port(endpoint.host, endpoint.port)}",
-                f"it is {found}, not {expected_peer_id}",
-                "Copy the join command anew from the page or from 'parallax run'",
-                expected=expected_peer_id,
-                found=found,
-            )
-    except BaseException:
-        await channel.close()
-        raise
-    return channel, endpoint
+def _channel(
+    endpoint: wire.Endpoint, peer_id: str, credentials: grpc.ChannelCredentials, limits: Limits
+) -> grpc.aio.Channel:
+    named = ("grpc.ssl_target_name_override", dns_name(peer_id))
+    options = [*_client_options(limits), named]
+    return grpc.aio.secure_channel(_target(endpoint), credentials, options=options)
 
 
-async def _who(channel: grpc.aio.Channel, limits: Limits) -> str:
+async def _who(channel: grpc.aio.Channel, limits: Limits) -> None:
+    """
+    Raises:
+        NotAdmitted: the peer does not let this caller call.
+        LinkBroken: there is no connection.
+    """
     ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(WHO)
     try:
-        answer = await ask(b"", timeout=limits.connect_s)
+        await ask(b"", timeout=limits.connect_s)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             raise LinkBroken("another program answers there") from None
         details = error.details() or error.code().name
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            raise NotAdmitted(details, reason="removed") from None
         raise LinkBroken(details.split("last error: ")[-1].removeprefix("UNKNOWN: ")) from None
-    return answer.decode("ascii", "replace")
 
 
 def _target(endpoint: wire.Endpoint) -> str:
@@ -247,10 +315,7 @@ def _target(endpoint: wire.Endpoint) -> str:
 
 
 class _Who(grpc.GenericRpcHandler):
-    """Answers :data:`WHO` with a peer id."""
-
-    def __init__(self, peer_id: str) -> None:
-        self._answer = peer_id.encode("ascii")
+    """Answers :data:`WHO`: whoever hears it has got through."""
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -260,14 +325,15 @@ class _Who(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(self._reply)
 
     async def _reply(self, request: bytes, context: object) -> bytes:
-        return self._answer
+        return b""
 
 
 async def listen(
     addresses: Sequence[Address],
     port: int,
     *,
-    peer_id: str,
+    credentials: Credentials,
+    gate: MembersOnly | None,
     limits: Limits,
     register: Callable[[grpc.aio.Server], object],
 ) -> tuple[grpc.aio.Server, int]:
@@ -276,7 +342,8 @@ async def listen(
     Args:
         addresses: where to listen; those that meanwhile went away are left out.
         port: 0 takes a free one.
-        peer_id: who the listener says it is.
+        credentials: what the listener shows.
+        gate: who may call; None for the enrol listener, which strangers call.
         limits: message sizes and keepalive.
         register: adds the services, before the first connection is taken.
 
@@ -294,14 +361,23 @@ async def listen(
             if port:
                 raise
             continue  # free at one address and taken at another: choose again
-        server = grpc.aio.server(options=_server_options(limits))
+        if gate is None:
+            shown = credentials.for_strangers()
+            server = grpc.aio.server(
+                options=_server_options(limits, strangers=True),
+                maximum_concurrent_rpcs=STRANGER_CALLS,
+            )
+        else:
+            shown = credentials.for_members(gate.tally.begun)
+            options = _server_options(limits, strangers=False)
+            server = grpc.aio.server(options=options, interceptors=[gate])
         try:
             for address in usable:
-                server.add_insecure_port(_bind_target(address, chosen))
+                server.add_secure_port(_bind_target(address, chosen), shown)
         except RuntimeError:  # taken between the trial and now
             await server.stop(None)
             continue
-        server.add_generic_rpc_handlers((_Who(peer_id),))
+        server.add_generic_rpc_handlers((_Who(),))
         register(server)
         await server.start()
         return server, chosen

@@ -2,11 +2,11 @@
 
 A gRPC message in Python wakes five threads between one stage's compute thread and the next one's;
 here it wakes one: the reader's. The connection is made only on the word of a gRPC stream: its
-receiver gives out a :class:`Ticket`, good for one connection until the ring is left, and the sender
-shows it first. gRPC stays the one place where peers are known and let in.
+receiver gives out a :class:`Ticket`, good for one connection of that sender until the ring is left,
+and the sender shows it first.
 
-On the wire: the ticket, one byte of welcome back, then messages, each a 32-bit little-endian
-length and so many bytes.
+On the wire: TLS 1.3 with the certificates that gRPC shows too, on both sides; in it the ticket, one
+byte of welcome back, then messages, each a 32-bit little-endian length and so many bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import secrets
 import select
 import selectors
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -27,17 +28,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from parallax.fabric.addresses import Address, socket_address
+from parallax.fabric.certificates import dns_name, peer_of_name
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
+from parallax.fabric.tally import Tally
 
 log = logging.getLogger(__name__)
 
 TICKET_BYTES = 32
-STRANGERS = 16  # connections that have not shown a ticket yet
+STRANGERS = 16  # connections that have not shown a ticket yet; the oldest make room
 ACCEPT_AGAIN_S = 0.5
 _WELCOME = b"\x01"
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 256 << 10
+_INLINE_BYTES = 256 << 10  # what the caller encrypts itself; a thread does it for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +64,17 @@ class Receiver:
 class Ticket:
     """A place for one connection, until it is closed."""
 
-    def __init__(self, listener: DataListener, receiver: Receiver) -> None:
+    def __init__(self, listener: DataListener, receiver: Receiver, peer_id: str) -> None:
         self.secret = secrets.token_bytes(TICKET_BYTES)
         self.port = listener.port
         self.receiver = receiver
+        self.peer_id = peer_id
         self._listener = listener
-        self._connection: socket.socket | None = None
+        self._connection: ssl.SSLSocket | None = None
         self._closed = False
         self._lock = threading.Lock()
 
-    def take(self, connection: socket.socket) -> bool:
+    def take(self, connection: ssl.SSLSocket) -> bool:
         """Binds the connection; False when the ticket was closed meanwhile."""
         with self._lock:
             if not self._closed:
@@ -89,26 +95,37 @@ class DataListener:
 
     Args:
         addresses: where to listen; the same port on each.
-        port: the one to take if it is free everywhere, 0 for none in particular.
         limits: ``connect_s`` bounds the showing of a ticket, ``frame_bytes`` a message.
+        credentials: what is shown to senders, and what theirs must come from.
+        tally: where those are counted that are turned away.
+        port: the one to take if it is free everywhere, 0 for none in particular.
 
     Raises:
         OSError: none of the addresses can be listened on.
     """
 
-    def __init__(self, addresses: Sequence[Address], limits: Limits, port: int = 0) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        limits: Limits,
+        credentials: Credentials,
+        tally: Tally,
+        port: int = 0,
+    ) -> None:
         self._limits = limits
+        self._credentials = credentials
+        self._tally = tally
         self._waiting: dict[bytes, Ticket] = {}
+        self._strangers: list[ssl.SSLSocket] = []  # the oldest first
         self._lock = threading.Lock()
-        self._strangers = threading.BoundedSemaphore(STRANGERS)
         self.port, self._listeners = _listen(addresses, port)
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._accept, name="data-accept", daemon=True)
         self._thread.start()
 
-    def expect(self, receiver: Receiver) -> Ticket:
-        """A ticket for one connection, whose messages ``receiver`` takes."""
-        ticket = Ticket(self, receiver)
+    def expect(self, receiver: Receiver, peer_id: str) -> Ticket:
+        """A ticket for one connection of this peer, whose messages ``receiver`` takes."""
+        ticket = Ticket(self, receiver, peer_id)
         with self._lock:
             self._waiting[ticket.secret] = ticket
         return ticket
@@ -139,48 +156,80 @@ class DataListener:
 
     def _meet(self, listener: socket.socket) -> None:
         try:
-            connection, _ = listener.accept()
+            plain, _ = listener.accept()
         except BlockingIOError:
             return  # it went away between the two
         except OSError as error:  # no file handles are left, for one: it stays in the queue
             log.warning("a data connection could not be accepted: %s", error)
             time.sleep(ACCEPT_AGAIN_S)
             return
-        if not self._strangers.acquire(blocking=False):
-            connection.close()
-            return
+        try:
+            plain.settimeout(self._limits.connect_s)
+            connection = self._credentials.server_context().wrap_socket(
+                plain, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            plain.close()
+            return  # it went away again
+        with self._lock:
+            self._strangers.append(connection)
+            # Whoever has been silent for longest goes: a neighbour needs but a moment.
+            crowded = len(self._strangers) > STRANGERS
+            if crowded:
+                _shut(self._strangers.pop(0))
+        if crowded:
+            self._tally.refuse("silent", "a data connection made room, having said nothing")
         threading.Thread(
             target=self._serve, args=(connection,), name="data-reader", daemon=True
         ).start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: ssl.SSLSocket) -> None:
         with connection:
+            ticket, reason, why = None, "handshake", ""
             try:
-                ticket = self._identify(connection)
-            except OSError:
-                ticket = None
-            finally:
-                self._strangers.release()
+                connection.do_handshake()
+                reason = "ticket"
+                ticket, why = self._identify(connection)
+            except OSError as error:
+                why = getattr(error, "reason", None) or str(error)
+            with self._lock:
+                pushed_out = connection not in self._strangers
+                if not pushed_out:
+                    self._strangers.remove(connection)
             if ticket is None:
-                log.warning("a data connection without a valid ticket was refused")
+                if not pushed_out:
+                    self._tally.refuse(reason, f"a data connection was not taken: {why}")
             elif ticket.take(connection):
                 _read(connection, ticket.receiver, self._limits.frame_bytes)
 
-    def _identify(self, connection: socket.socket) -> Ticket | None:
+    def _identify(self, connection: ssl.SSLSocket) -> tuple[Ticket | None, str]:
+        """The ticket that is shown by the peer for whom it was made; else None, and why."""
         until = time.monotonic() + self._limits.connect_s
+        peer_id = _peer_of(connection)
         shown = b""
         while len(shown) < TICKET_BYTES:
             connection.settimeout(max(0.001, until - time.monotonic()))
             data = connection.recv(TICKET_BYTES - len(shown))
             if not data:
-                return None
+                return None, f"{peer_id} showed none"
             shown += data
         with self._lock:
-            ticket = self._waiting.pop(shown, None)
-        if ticket is not None:
-            _prepare(connection, self._limits)
-            connection.sendall(_WELCOME)
-        return ticket
+            ticket = self._waiting.get(shown)
+            if ticket is None or ticket.peer_id != peer_id:
+                return None, f"{peer_id} showed a wrong one"
+            del self._waiting[shown]
+        _prepare(connection, self._limits)
+        connection.sendall(_WELCOME)
+        return ticket, ""
+
+
+def _peer_of(connection: ssl.SSLSocket) -> str | None:
+    """Who is at the other end, as TLS has proved it."""
+    names = (connection.getpeercert() or {}).get("subjectAltName", ())
+    for entry in names:
+        if entry[0] == "DNS":
+            return peer_of_name(str(entry[1]))
+    return None
 
 
 def _listen(addresses: Sequence[Address], port: int) -> tuple[int, list[socket.socket]]:
@@ -206,7 +255,7 @@ def _listen(addresses: Sequence[Address], port: int) -> tuple[int, list[socket.s
     return port, listeners
 
 
-def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> None:
+def _read(connection: ssl.SSLSocket, receiver: Receiver, limit_bytes: int) -> None:
     """Hands on messages until the connection ends."""
     held = bytearray()
     poll = select.poll()
@@ -229,7 +278,7 @@ def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> No
                     pause_at = min(pause_at, time.monotonic() + delay_s)
             if pause_at < math.inf:
                 left_s = pause_at - time.monotonic()
-                if left_s <= 0 or not poll.poll(1000 * left_s):
+                if left_s <= 0 or not (connection.pending() or poll.poll(1000 * left_s)):
                     receiver.pause()
                     pause_at = math.inf
             data = connection.recv(_READ_BYTES)
@@ -251,21 +300,24 @@ def _read(connection: socket.socket, receiver: Receiver, limit_bytes: int) -> No
 class DataSender:
     """The sending side of one connection. :meth:`send` may be called by one thread at a time.
 
-    The caller writes what the kernel takes at once; the rest, and everything behind it, goes
-    through a thread, so that computing goes on while a large carry is on a slow link.
+    The caller writes what the kernel takes at once; the rest, everything behind it, and what is
+    large, goes through a thread, so that computing goes on while a large carry is encrypted, or on
+    a slow link. Nothing is ever read here.
 
     Args:
         connection: as :func:`connect` made it.
         broken: told once, on either thread, why nothing can be sent any more.
     """
 
-    def __init__(self, connection: socket.socket, broken: Callable[[LinkBroken], None]) -> None:
+    def __init__(self, connection: ssl.SSLSocket, broken: Callable[[LinkBroken], None]) -> None:
         self._connection = connection
         self._broken = broken
         self._queue: deque[tuple[memoryview, Callable[[], None]]] = deque()
         self._writing = False  # the thread has something, or will
         self._closed = False
         self._changed = threading.Condition()
+        self._room = select.poll()
+        self._room.register(connection, select.POLLOUT)
         self._thread = threading.Thread(target=self._write, name="data-writer", daemon=True)
         self._thread.start()
 
@@ -276,11 +328,11 @@ class DataSender:
         with self._changed:
             if self._closed:
                 return
-            if not self._writing:
+            if not self._writing and len(data) <= _INLINE_BYTES:
                 try:
-                    data = data[self._connection.send(data, socket.MSG_DONTWAIT) :]
-                except BlockingIOError:
-                    pass  # the kernel is full: all of it is the thread's
+                    data = data[self._connection.send(data) :]
+                except ssl.SSLWantWriteError:
+                    pass  # the kernel is full: the thread goes on with the same bytes, as TLS wants
                 except OSError as error:
                     failure = error
             if data and failure is None:
@@ -318,26 +370,48 @@ class DataSender:
                         return
                     data, sent = self._queue.popleft()
                 try:
-                    self._connection.sendall(data)
+                    self._send_all(data)
                 except OSError as error:
                     self._fail(error)
                     return
                 sent()
 
+    def _send_all(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[self._connection.send(data) :]
+            except ssl.SSLWantWriteError:
+                self._room.poll()
 
-def connect(host: str, port: int, secret: bytes, limits: Limits) -> socket.socket:
+
+def connect(
+    host: str,
+    port: int,
+    secret: bytes,
+    limits: Limits,
+    *,
+    credentials: Credentials,
+    peer_id: str,
+) -> ssl.SSLSocket:
     """Opens a data connection with a ticket's secret. Blocks, at most ``connect_s`` a step.
 
     Raises:
-        OSError: nobody listens there, or the ticket is not taken.
+        OSError: nobody listens there, somebody else than the peer does, or the ticket is not taken.
     """
-    connection = socket.create_connection((host, port), timeout=limits.connect_s)
+    plain = socket.create_connection((host, port), timeout=limits.connect_s)
     try:
-        _prepare(connection, limits, timeout_s=limits.connect_s)
+        _prepare(plain, limits, timeout_s=limits.connect_s)
+        connection = credentials.client_context().wrap_socket(
+            plain, server_hostname=dns_name(peer_id)
+        )
+    except BaseException:
+        plain.close()
+        raise
+    try:
         connection.sendall(secret)
         if connection.recv(1) != _WELCOME:
             raise ConnectionRefusedError(f"{host}:{port} did not take the ticket")
-        connection.settimeout(None)
+        connection.setblocking(False)
     except BaseException:
         connection.close()
         raise
@@ -360,8 +434,9 @@ def _prepare(connection: socket.socket, limits: Limits, timeout_s: float | None 
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 
-def _shut(connection: socket.socket) -> None:
+def _shut(connection: ssl.SSLSocket) -> None:
+    """Ends it under whoever uses it. What SSLSocket makes of this would let plain bytes out."""
     try:
-        connection.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
     except OSError:
         return  # it is down already

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zeroconf import Error as ZeroconfError
 from zeroconf import NonUniqueNameException, ServiceStateChange, Zeroconf
@@ -41,6 +41,7 @@ FIND_S = 10.0  # how long a node looks around
 SETTLE_S = 1.0  # what others get to answer once one has
 RESOLVE_S = 3.0
 MAX_FOUND = 256  # more are not schedulers but noise
+MOST_PLACES = 32  # of one scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ async def _search(
         if await info.async_request(network.zeroconf, RESOLVE_S * 1000):
             scheduler = read(info)
             if scheduler is not None:
-                found[scheduler.peer_id] = scheduler
+                found[scheduler.peer_id] = _merged(found.get(scheduler.peer_id), scheduler)
                 news.set()
 
     def on_change(
@@ -252,6 +253,15 @@ async def _search(
         await asyncio.gather(*resolving.values(), return_exceptions=True)
         await network.async_close()
     return list(found.values())
+
+
+def _merged(known: Found | None, scheduler: Found) -> Found:
+    """Two records of one peer id: one may be forged, so the places of both are tried."""
+    if known is None:
+        return scheduler
+    places = [*known.endpoints]
+    places += [e for e in scheduler.endpoints if e not in places]
+    return replace(scheduler, endpoints=tuple(places[:MOST_PLACES]))
 
 
 def read(info: AsyncServiceInfo) -> Found | None:

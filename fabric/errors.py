@@ -39,6 +39,7 @@
     │   ├── SchedulerNotFound        nobody answered on the network
     │   ├── SchedulerUnreachable     the address does not answer
     │   ├── PeerMismatch             another peer id than expected
+    │   ├── NotAdmitted              one side is no member of the other's cluster (reason)
     │   ├── VersionMismatch          protocol, mlx or mlx-lm differ
     │   ├── LinkBroken               a stream between two members ended
     │   ├── FrameRefused             a frame of a wrong epoch, number or shape
@@ -290,6 +291,12 @@ class PeerMismatch(ClusterError):
     FIELDS = ("expected", "found")
 
 
+class NotAdmitted(ClusterError):
+    """One side of a connection is no member of the other's cluster, or not any more."""
+
+    FIELDS = ("reason",)
+
+
 class VersionMismatch(ClusterError):
     """The two sides run versions that do not fit together."""
 
@@ -404,6 +411,7 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     SchedulerNotFound: Row(502, _C.NOT_FOUND, _SERVER, "scheduler_not_found", 5),
     SchedulerUnreachable: Row(502, _C.UNAVAILABLE, _SERVER, "scheduler_unreachable", 5),
     PeerMismatch: Row(502, _C.UNAUTHENTICATED, _SERVER, "peer_mismatch", 5),
+    NotAdmitted: Row(502, _C.PERMISSION_DENIED, _SERVER, "not_admitted", 5),
     VersionMismatch: Row(502, _C.FAILED_PRECONDITION, _SERVER, "version_mismatch", 5),
     LinkBroken: Row(502, _C.UNAVAILABLE, _SERVER, "link_broken", 5),
     FrameRefused: Row(502, _C.ABORTED, _SERVER, "frame_refused", 5),

@@ -8,12 +8,8 @@ always begins with ``12D3KooW``.
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
-import os
-import secrets
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from parallax.fabric.errors import BadSetting, SettingsError
+from parallax.fabric.keyfiles import read_secret, write_secret
 
 # identity multihash of 36 bytes; protobuf: key type 1 (Ed25519), 32 bytes of key
 _HEAD = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))
@@ -102,23 +99,9 @@ def load_identity(path: Path) -> Identity:
         SettingsError: the file cannot be made or read, others may read it, or it holds
             no Ed25519 key.
     """
-    try:
-        if not path.exists():
-            _make(path)
-        mode = stat.S_IMODE(path.stat().st_mode)
-        pem = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(
-            f"The identity {path} cannot be made or read",
-            error.strerror or str(error),
-            "Give --state-dir a folder that you may write to",
-        ) from None
-    if mode & 0o077:
-        raise SettingsError(
-            f"The identity {path} can be read by others (mode {mode:04o})",
-            "Whoever has this key can pose as this machine",
-            f"chmod 600 {path}, or delete it for a new identity",
-        )
+    if read_secret(path) is None:
+        _make(path)
+    pem = read_secret(path) or b""
     try:
         private = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
@@ -133,21 +116,10 @@ def load_identity(path: Path) -> Identity:
 
 
 def _make(path: Path) -> None:
-    """Writes a new key beside ``path`` and links it there, unless another was faster."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Writes a new key, unless another process was faster."""
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_secret(path, pem, replace=False)

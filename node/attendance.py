@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 
 import grpc.aio
@@ -12,16 +12,11 @@ import psutil
 
 from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
-from parallax.fabric.discovery import Target
-from parallax.fabric.errors import (
-    ParallaxError,
-    PeerMismatch,
-    SchedulerUnreachable,
-    VersionMismatch,
-)
+from parallax.fabric.credentials import Credentials
+from parallax.fabric.errors import ParallaxError, SchedulerUnreachable, VersionMismatch
 from parallax.fabric.limits import Limits
+from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
-from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
@@ -36,12 +31,22 @@ class Attendance:
 
     Args:
         limits: time-outs.
+        credentials: what the scheduler is shown.
+        tally: who was turned away here, which the scheduler is told.
         busy_s: how long the compute thread has been in one job.
     """
 
-    def __init__(self, limits: Limits, busy_s: Callable[[float], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        credentials: Credentials,
+        tally: Tally,
+        busy_s: Callable[[float], float],
+    ) -> None:
         self.farewell = "stopped"  # why the node says goodbye
         self.refused_frames: Callable[[], int] = lambda: 0
+        self._credentials = credentials
+        self._tally = tally
         self._busy_s = busy_s
         self._limits = limits
         self._outbox: asyncio.Queue[wire.NodeReport] | None = None
@@ -57,56 +62,6 @@ class Attendance:
         elif self._patience is not None:
             self._end_in(self._patience, 0.0)
 
-    async def enrol(self, target: Target, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
-        """Asks the enrol listener for the cluster listener.
-
-        Returns:
-            The scheduler's peer id and the endpoints of its cluster listener.
-
-        Raises:
-            SchedulerUnreachable, PeerMismatch, VersionMismatch.
-        """
-        channel, endpoint = await open_channel(
-            target.endpoints, target.peer_id, limits=self._limits, scheduler=True
-        )
-        try:
-            reply = await rpc.EnrolStub(channel).Enrol(
-                wire.EnrolRequest(
-                    protocol=PROTOCOL, node_id=hello.facts.node_id, name=hello.facts.name
-                ),
-                timeout=self._limits.call_s,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise SchedulerUnreachable(
-                f"{endpoint.host}:{endpoint.port} does not answer as a Parallax scheduler",
-                error.details() or error.code().name,
-                "Check the address and that 'parallax run' is running there",
-                address=f"{endpoint.host}:{endpoint.port}",
-            ) from None
-        finally:
-            await channel.close()
-        if reply.protocol != PROTOCOL:
-            raise VersionMismatch(
-                "The scheduler speaks another version of the protocol",
-                f"it speaks {reply.protocol}, this node {PROTOCOL}",
-                "Install the same version of Parallax on both",
-                ours=PROTOCOL,
-                theirs=reply.protocol,
-            )
-        if target.peer_id and reply.scheduler_id != target.peer_id:
-            raise PeerMismatch(
-                f"Another scheduler answers at {endpoint.host}:{endpoint.port}",
-                f"it is {reply.scheduler_id}",
-                "Copy the join command from the page or from 'parallax run'",
-                expected=target.peer_id,
-                found=reply.scheduler_id,
-            )
-        # The address that answered first, the others behind it.
-        hosts = [endpoint, *(e for e in target.endpoints if e.host != endpoint.host)]
-        return reply.scheduler_id, [
-            wire.Endpoint(host=e.host, port=reply.cluster_port, kind=e.kind) for e in hosts
-        ]
-
     async def attend(
         self,
         endpoints: list[wire.Endpoint],
@@ -116,17 +71,23 @@ class Attendance:
         orders: Orders,
         health: Callable[[float], list[wire.StageHealth]],
         held: Callable[[], list[wire.NodeReport]],
+        beside: Callable[[grpc.aio.Channel], Coroutine[None, None, None]],
         stopping: asyncio.Event,
     ) -> None:
         """One stream, from hello to its end; says goodbye when ``stopping`` is set.
 
-        ``held`` tells what the node has, before its first heartbeat.
+        ``held`` tells what the node has, before its first heartbeat; ``beside`` has the use of
+        the channel meanwhile.
 
         Raises:
             ParallaxError: the scheduler cannot be reached, or ``orders`` raised.
         """
         channel, _ = await open_channel(
-            endpoints, scheduler_id, limits=self._limits, scheduler=True
+            endpoints,
+            scheduler_id,
+            limits=self._limits,
+            credentials=self._credentials,
+            scheduler=True,
         )
         self._outbox = asyncio.Queue(maxsize=OUTBOX_REPORTS)
         for report in (wire.NodeReport(hello=hello), *held()):
@@ -134,6 +95,7 @@ class Attendance:
         call = rpc.MembershipStub(channel).Attend(self._reports(self._outbox, stopping))
         tasks = Tasks()
         tasks.start(self._pulse(health))
+        tasks.start(beside(channel))
         try:
             async with asyncio.timeout(None) as self._patience:
                 tasks.start(self._goodbye(self._patience, stopping))
@@ -199,6 +161,7 @@ class Attendance:
                 resident_bytes=self._process.memory_info().rss,
                 since_progress_s=self._busy_s(now),
                 refused_frames=self.refused_frames(),
+                refused=self._tally.totals(now),
             )
             self.tell(wire.NodeReport(heartbeat=heartbeat))
             for report in health(now):
@@ -210,4 +173,4 @@ class Attendance:
 
 def fatal(error: ParallaxError) -> bool:
     """Whether trying again cannot help."""
-    return isinstance(error, (VersionMismatch, PeerMismatch))
+    return isinstance(error, VersionMismatch)

@@ -20,6 +20,7 @@ import grpc.aio
 
 from parallax.fabric.blocks import BLOCK_BYTES, SUM_BYTES, Marks
 from parallax.fabric.channels import open_channel
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import ClusterError, LinkBroken, ParallaxError, WeightsMissing
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
@@ -56,11 +57,16 @@ class Place:
 class Line:
     """The way to one source, opened when it is needed and again after it broke."""
 
-    def __init__(self, place: Place, limits: Limits) -> None:
+    def __init__(self, place: Place, limits: Limits, credentials: Credentials) -> None:
         self.place = place
         self._limits = limits
+        self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._turn = asyncio.Lock()
+
+    def to(self, place: Place) -> Line:
+        """A way of its own to another source, or to the same."""
+        return Line(place, self._limits, self._credentials)
 
     async def stub(self) -> rpc.WeightsAsyncStub:
         """Calls to the source.
@@ -74,6 +80,7 @@ class Line:
                     self.place.endpoints,
                     self.place.node_id,
                     limits=self._limits,
+                    credentials=self._credentials,
                     scheduler=self.place.scheduler,
                 )
             return rpc.WeightsStub(self._channel)

@@ -36,7 +36,7 @@ class Library:
 
     Args:
         state_dir: its ``models`` are looked through, and its ``fetched`` holds what comes.
-        scheduler: where the scheduler that gives the orders is, if there is one.
+        scheduler: the way to the scheduler that gives the orders, if there is one.
         cache_bytes: the most that fetched models may take on the disk; None: no limit.
     """
 
@@ -44,7 +44,7 @@ class Library:
         self,
         state_dir: Path,
         limits: Limits,
-        scheduler: Callable[[], Place | None] = lambda: None,
+        scheduler: Callable[[], Line | None] = lambda: None,
         cache_bytes: int | None = None,
     ) -> None:
         self._state_dir = state_dir
@@ -115,13 +115,11 @@ class Library:
         parts = self._held.get(digest)
         if not isinstance(parts, Parts):
             return
-        place = self._scheduler()
-        if place is None:
+        scheduler = self._scheduler()
+        if scheduler is None:
             raise ModelNotFound("No scheduler gives out this model's weights now")
-        scheduler = Line(place, self._limits)
-        peers = [
-            Line(Place(source.node_id, tuple(source.endpoints)), self._limits) for source in sources
-        ]
+        scheduler = scheduler.to(scheduler.place)
+        peers = [scheduler.to(Place(source.node_id, tuple(source.endpoints))) for source in sources]
         fetch = Fetch(parts, tensors, scheduler, peers, self._limits, progress)
         if not fetch.missing_bytes:
             return
@@ -151,10 +149,10 @@ class Library:
         parts = await in_thread(
             lambda: self._shelved.open(model.digest, name=model.name, location=model.location)
         )
-        place = self._scheduler()
-        if parts is not None or place is None:
+        scheduler = self._scheduler()
+        if parts is not None or scheduler is None:
             return parts
-        line = Line(place, self._limits)
+        line = scheduler.to(scheduler.place)
         try:
             return await describe(line, self._shelved, model, self._limits)
         finally:

@@ -7,6 +7,7 @@ import time
 import grpc.aio
 
 from parallax.fabric.channels import open_channel
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
@@ -15,14 +16,18 @@ from parallax.proto import wire_pb2_grpc as rpc
 ROUND_TRIPS = 5
 
 
-async def measure(place: wire.StagePlace, limits: Limits) -> wire.LinkReport | None:
+async def measure(
+    place: wire.StagePlace, limits: Limits, credentials: Credentials
+) -> wire.LinkReport | None:
     """Round trip and bandwidth to one node over its fastest endpoint; None if unreachable.
 
     The round trip is the smallest of a few empty calls; the bandwidth comes
     from one call with a payload of a piece's size, less that round trip.
     """
     try:
-        channel, endpoint = await open_channel(list(place.endpoints), place.node_id, limits=limits)
+        channel, endpoint = await open_channel(
+            list(place.endpoints), place.node_id, limits=limits, credentials=credentials
+        )
     except ParallaxError:
         return None
     probe = rpc.RingStub(channel).Probe

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.data_channel import DataListener, DataSender, Receiver, Ticket, connect
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError
 from parallax.fabric.limits import Limits
@@ -71,6 +72,7 @@ class RingMember:
         form: the scheduler's order.
         runner: runs frames; touched on the MLX thread only.
         compute: the MLX thread.
+        credentials: what the neighbours are shown.
         broken: told once, on the event loop, when the epoch cannot go on.
         returns: on the head, takes the frames that come back from the last stage.
         data: where the stage before may connect; without it, frames come through gRPC.
@@ -84,6 +86,7 @@ class RingMember:
         compute: Compute,
         limits: Limits,
         *,
+        credentials: Credentials,
         broken: Broken,
         returns: Returns | None,
         data: DataListener | None = None,
@@ -92,10 +95,12 @@ class RingMember:
         self.epoch = form.epoch
         self.index = form.index
         self.count = len(form.stages)
+        self.before = form.stages[form.index - 1].node_id  # the only one whose frames are taken
         self._form = form
         self._runner = runner
         self._compute = compute
         self._limits = limits
+        self._credentials = credentials
         self._broken = broken
         self._returns = returns
         self._data = data
@@ -105,6 +110,8 @@ class RingMember:
         self._outbox: asyncio.Queue[tuple[float, wire.Frame]] = asyncio.Queue(
             maxsize=2 * form.shape.window_frames + 8
         )
+        # Results, while it is not known yet which way they go on; touched on the MLX thread only.
+        self._held: list[tuple[float, wire.Frame]] | None = [] if self.count > 1 else None
         self._inbound = asyncio.Event()
         self._outbound: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -144,7 +151,10 @@ class RingMember:
     async def _connect(self) -> None:
         place = self._form.stages[(self.index + 1) % self.count]
         self._channel, endpoint = await open_channel(
-            list(place.endpoints), place.node_id, limits=self._limits
+            list(place.endpoints),
+            place.node_id,
+            limits=self._limits,
+            credentials=self._credentials,
         )
         call = rpc.RingStub(self._channel).Flow()
         opening = wire.FlowOpen(
@@ -163,16 +173,28 @@ class RingMember:
                 peer=place.node_id,
             )
         check(reply)
-        await self._connect_data(endpoint, reply)
+        await self._connect_data(endpoint, place.node_id, reply)
         self._outbound = asyncio.create_task(self._send(call, place.node_id))
+        self._compute.post(self._release)
 
-    async def _connect_data(self, endpoint: wire.Endpoint, reply: wire.FlowReply) -> None:
+    async def _connect_data(
+        self, endpoint: wire.Endpoint, peer_id: str, reply: wire.FlowReply
+    ) -> None:
         """The short way for frames, if the next stage offers one."""
         if not reply.data_port:
             return
         host, port, ticket = endpoint.host, reply.data_port, reply.data_ticket
         try:
-            connection = await in_thread(lambda: connect(host, port, ticket, self._limits))
+            connection = await in_thread(
+                lambda: connect(
+                    host,
+                    port,
+                    ticket,
+                    self._limits,
+                    credentials=self._credentials,
+                    peer_id=peer_id,
+                )
+            )
         except OSError as error:
             log.warning(
                 "frames of ring %d go through gRPC, which is slower: port %d of %s: %s",
@@ -200,7 +222,7 @@ class RingMember:
         if self._data is not None and self._ticket is None:
             report = self._returns.report if self._returns is not None else lambda: None
             receiver = Receiver(self._received, report, self._data_ended)
-            self._ticket = self._data.expect(receiver)
+            self._ticket = self._data.expect(receiver, self.before)
             reply.data_port, reply.data_ticket = self._ticket.port, self._ticket.secret
         self._inbound.set()
         return reply
@@ -301,13 +323,25 @@ class RingMember:
             self.end(InternalError(f"Stage {self.index} failed: {type(error).__name__}: {error}"))
             return
         end = time.perf_counter()
+        if self._held is not None:
+            self._held.append((end, result))
+        else:
+            self._pass_on(end, result)
+        self._count(frame, result, end - begin)
+
+    def _pass_on(self, computed_at: float, result: wire.Frame) -> None:
         if self._sender is not None:
-            self._sender.send(result.SerializeToString(), lambda: self._hopped(end))
+            self._sender.send(result.SerializeToString(), lambda: self._hopped(computed_at))
         elif self.count > 1:
-            self._compute.tell(self._queue, result, end)
+            self._compute.tell(self._queue, result, computed_at)
         elif self._returns is not None:
             self._compute.tell(self._report_in, self._returns.returned(result))
-        self._count(frame, result, end - begin)
+
+    def _release(self) -> None:
+        """The way on is known: results that were there before it go first. On the MLX thread."""
+        held, self._held = self._held or [], None
+        for computed_at, result in held:
+            self._pass_on(computed_at, result)
 
     def _hopped(self, computed_at: float) -> None:
         self.health.hops += 1

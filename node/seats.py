@@ -15,9 +15,11 @@ from typing import TypeVar
 import grpc.aio
 
 from parallax.fabric.bounds import check_form
+from parallax.fabric.credentials import Credentials, peer_of
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
+from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.node.compute import Compute
 from parallax.node.head import Head
@@ -51,14 +53,16 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
 
     def __init__(
         self,
-        node_id: str,
+        credentials: Credentials,
         compute: Compute,
         shelf: Shelf,
         limits: Limits,
         tell: Tell,
+        tally: Tally,
         data: DataListener | None = None,
     ) -> None:
-        self._node_id = node_id
+        self._credentials = credentials
+        self._tally = tally
         self._compute = compute
         self._shelf = shelf
         self._limits = limits
@@ -138,7 +142,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         if held is None:
             raise LinkBroken(
                 f"This node does not hold layers {place.first} to {place.end - 1}",
-                peer=self._node_id,
+                peer=self._credentials.peer_id,
             )
         if form.epoch <= self._latest:
             raise FrameRefused(f"Epoch {form.epoch} is not newer than {self._latest}")
@@ -159,6 +163,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             runner,
             self._compute,
             self._limits,
+            credentials=self._credentials,
             broken=self._broken,
             returns=head,
             data=self._data,
@@ -211,6 +216,13 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
                 grpc.StatusCode.ABORTED, f"no ring of epoch {first.open.epoch} here"
             )
         member = seat.member
+        caller = peer_of(context)
+        if caller != member.before:
+            self._tally.refuse("stage", f"{caller} at {context.peer()} wants to send frames")
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"stage {member.index} of ring {member.epoch} takes frames from {member.before}",
+            )
         try:
             yield await member.accept(first.open)
             await member.receive(request_iterator)
@@ -234,7 +246,9 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         context: grpc.aio.ServicerContext[wire.ProbeRequest, wire.ProbeReply],
     ) -> wire.ProbeReply:
         """Answers a neighbour that measures the link."""
-        return wire.ProbeReply(received_bytes=len(request.payload), node_id=self._node_id)
+        return wire.ProbeReply(
+            received_bytes=len(request.payload), node_id=self._credentials.peer_id
+        )
 
     async def Serve(
         self,
@@ -242,6 +256,12 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         context: grpc.aio.ServicerContext[wire.HeadOrder, wire.HeadReport],
     ) -> AsyncIterator[wire.HeadReport]:
         """The scheduler's stream to a ring's head. Its first order names the epoch."""
+        caller = peer_of(context)
+        if caller != self._credentials.scheduler_id:
+            self._tally.refuse("scheduler", f"{caller} at {context.peer()} wants to give orders")
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "only the scheduler may give orders"
+            )
         orders = aiter(request_iterator)
         first = await self._first(orders)
         if first is None:

@@ -7,27 +7,31 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc.aio
 
 from parallax.fabric.addresses import Address, host_port, listening_addresses
-from parallax.fabric.channels import OPEN_NETWORK_NOTICE, listen, stop_listening
+from parallax.fabric.channels import listen, stop_listening
 from parallax.fabric.claim import claim
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.data_channel import DataListener
-from parallax.fabric.discovery import Target, find_scheduler
-from parallax.fabric.errors import Dismissed, ParallaxError, StageStuck, from_fault
+from parallax.fabric.discovery import Target, find_scheduler, parse_target
+from parallax.fabric.errors import Dismissed, NotAdmitted, ParallaxError, StageStuck, from_fault
 from parallax.fabric.events import Event, Joined, Loading, NodeStarted, Problem, Ready, Stopped
 from parallax.fabric.identity import load_identity
-from parallax.fabric.limits import Limits
+from parallax.fabric.members import MembersOnly
 from parallax.fabric.settings import NodeSettings
+from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.fabric.version import PROTOCOL, VERSION, mlx_lm_version, mlx_version
 from parallax.fabric.weights_service import WeightsService
 from parallax.node.attendance import Attendance, fatal
 from parallax.node.compute import Compute
+from parallax.node.enrolment import Enrolment
 from parallax.node.facts import measure_facts
-from parallax.node.fetch import Place
+from parallax.node.fetch import Line, Place
 from parallax.node.library import Library
 from parallax.node.links import measure
 from parallax.node.reunion import Patience, meet_again
@@ -55,8 +59,21 @@ class NodeService:
         self._compute = Compute(asyncio.get_running_loop())
         self._compute.on_death = self._died
         self._failure: ParallaxError | None = None
-        self._attendance = Attendance(self._limits, self._compute.busy_s)
-        self._scheduler: Place | None = None  # whose orders are followed
+        self._credentials = Credentials(load_identity(settings.state_dir / "node.key"))
+        self._tally = Tally(settle_s=2 * self._limits.connect_s)
+        self._shut_out: frozenset[str] = frozenset()  # nodes that were sent away
+        self._enrolment = Enrolment(
+            self._credentials,
+            settings.state_dir / "member.pem",
+            name=settings.name,
+            token=settings.token.get_secret_value() if settings.token else "",
+            limits=self._limits,
+            on_event=on_event,
+        )
+        self._attendance = Attendance(
+            self._limits, self._credentials, self._tally, self._compute.busy_s
+        )
+        self._scheduler: Line | None = None  # whose orders are followed
         self._library: Library
         self._shelf: Shelf
         self._seats: Seats
@@ -83,10 +100,10 @@ class NodeService:
                 when its compute thread dies.
         """
         settings = self._settings
-        identity = load_identity(settings.state_dir / "node.key")
+        node_id = self._credentials.peer_id
         facts = await self._compute.call(
             lambda: measure_facts(
-                identity.peer_id,
+                node_id,
                 name=settings.name,
                 memory_bytes=settings.memory,
                 kept=settings.state_dir / "measurements.json",
@@ -99,20 +116,22 @@ class NodeService:
             self._compute, settings.state_dir, facts.budget_bytes, self._tell, self._library
         )
         addresses = listening_addresses(loopback_only=settings.loopback_only)
-        data = _data_listener(addresses, settings.grpc_port, self._limits)
+        data = self._data_listener(addresses)
         self._seats = Seats(
-            identity.peer_id,
+            self._credentials,
             self._compute,
             self._shelf,
             self._limits,
             self._attendance.tell,
+            self._tally,
             data,
         )
         self._attendance.refused_frames = lambda: self._seats.refused_frames
         server, port = await listen(
             addresses,
             settings.grpc_port,
-            peer_id=identity.peer_id,
+            credentials=self._credentials,
+            gate=MembersOnly(lambda peer: peer not in self._shut_out, self._tally),
             limits=self._limits,
             register=self._register,
         )
@@ -127,10 +146,10 @@ class NodeService:
         )
         self._on_event(
             NodeStarted(
-                node_id=identity.peer_id,
+                node_id=node_id,
                 name=facts.name,
                 port=port,
-                notice="" if settings.loopback_only else OPEN_NETWORK_NOTICE,
+                notice="",
             )
         )
         try:
@@ -145,6 +164,19 @@ class NodeService:
             self._on_event(Stopped())
         if self._failure is not None:
             raise self._failure
+
+    def _data_listener(self, addresses: Sequence[Address]) -> DataListener | None:
+        """Next to the gRPC port where that is free, so that firewalls need one rule.
+
+        None where nothing can be listened on, which the gRPC listener then says better.
+        """
+        grpc_port = self._settings.grpc_port
+        beside = grpc_port + 1 if 0 < grpc_port < 65535 else 0
+        try:
+            return DataListener(addresses, self._limits, self._credentials, self._tally, beside)
+        except OSError as error:
+            log.warning("no data connections here, frames come through gRPC: %s", error)
+            return None
 
     def _register(self, server: grpc.aio.Server) -> None:
         rpc.add_RingServicer_to_server(self._seats, server)
@@ -170,14 +202,15 @@ class NodeService:
         known = ""  # the scheduler attended last
         while not self._stopping.is_set():
             try:
-                found = await self._unless_stopping(self._find(hello))
+                found = await self._unless_stopping(self._find(known))
                 if found is None:
                     return
                 scheduler_id, endpoints = found
                 if scheduler_id != known:
                     known = scheduler_id
                     self._seats.new_scheduler()
-                self._scheduler = Place(scheduler_id, tuple(endpoints), scheduler=True)
+                place = Place(scheduler_id, tuple(endpoints), scheduler=True)
+                self._scheduler = Line(place, self._limits, self._credentials)
                 where = host_port(endpoints[0].host, endpoints[0].port)
                 self._on_event(Joined(scheduler_id, where))
                 await self._attendance.attend(
@@ -187,30 +220,42 @@ class NodeService:
                     orders=self._order,
                     health=self._seats.health,
                     held=self._shelf.held,
+                    beside=self._enrolment.renewing,
                     stopping=self._stopping,
                 )
             except Dismissed:
                 raise
+            except NotAdmitted as error:
+                # A certificate of an earlier run may be of no use any more; a new one must be.
+                if not self._enrolment.start_over() and not known:
+                    raise
+                log.warning("%s", error.sentence)
             except ParallaxError as error:
-                if not known or fatal(error):
+                if not known or fatal(error) or self._enrolment.refused:
                     raise
                 self._on_event(Problem(error))
             await self._seats.leave_all()
             await self._pause(self._patience.pause_s(time.monotonic()))
 
-    async def _find(self, hello: wire.Hello) -> tuple[str, list[wire.Endpoint]]:
-        """The scheduler: where it was a moment ago, or where it is found."""
+    async def _find(self, known: str) -> tuple[str, list[wire.Endpoint]]:
+        """The scheduler: where it was a moment ago, or where it is found.
+
+        The one that is named, or, from the first meeting on, the one that was met.
+        """
+        wanted = self._settings.scheduler
+        named = wanted is not None and parse_target(wanted)[0] is not None
 
         async def search() -> Target:
             return await find_scheduler(
-                self._settings.scheduler,
+                wanted or known or None,
                 timeout_s=self._limits.call_s,
                 loopback_only=self._settings.loopback_only,
             )
 
         async def enrol(target: Target) -> tuple[str, list[wire.Endpoint]]:
-            found = await self._attendance.enrol(target, hello)
-            self._met = target
+            expected = replace(target, peer_id=known or target.peer_id)
+            found = await self._enrolment.enrol(expected, named=named)
+            self._met = expected
             return found
 
         if self._met is None:
@@ -251,6 +296,8 @@ class NodeService:
                 self._seats.form(order.form)
             case "leave":
                 await self._seats.leave(order.leave.epoch)
+            case "shut_out":
+                self._shut_out = frozenset(order.shut_out.node_ids)
             case "probe":
                 self._tasks.start(self._probe(list(order.probe.peers)))
             case "dismiss":
@@ -260,24 +307,9 @@ class NodeService:
 
     async def _probe(self, peers: list[wire.StagePlace]) -> None:
         for peer in peers:
-            report = await measure(peer, self._limits)
+            report = await measure(peer, self._limits, self._credentials)
             if report is not None:
                 self._attendance.tell(wire.NodeReport(link=report))
-
-
-def _data_listener(
-    addresses: Sequence[Address], grpc_port: int, limits: Limits
-) -> DataListener | None:
-    """Next to the gRPC port where that is free, so that firewalls need one rule.
-
-    None where nothing can be listened on, which the gRPC listener then says better.
-    """
-    beside = grpc_port + 1 if 0 < grpc_port < 65535 else 0
-    try:
-        return DataListener(addresses, limits, beside)
-    except OSError as error:
-        log.warning("no data connections here, frames come through gRPC: %s", error)
-        return None
 
 
 async def serve_node(

@@ -76,19 +76,32 @@ class EnrolRequest(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
+    csr: _builtins.bytes
+    """A request for a certificate (PKCS #10, DER) that the node's identity is bound to. Without it
+    the node only asks where members attend.
+    """
+    proof: _builtins.bytes
+    """The identity's signature over all of this and the scheduler's peer id (fabric/enrolment.py)."""
+    token: _builtins.str
     def __init__(
         self,
         *,
         protocol: _builtins.int = ...,
         node_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "node_id", b"node_id", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "name", b"name", "node_id", b"node_id", "proof", b"proof", "protocol", b"protocol", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,24 +114,128 @@ class EnrolReply(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     SCHEDULER_ID_FIELD_NUMBER: _builtins.int
     CLUSTER_PORT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     scheduler_id: _builtins.str
     cluster_port: _builtins.int
     """Port of the cluster listener, on the same addresses as the enrol listener."""
+    @_builtins.property
+    def certificate(self) -> Global___Certificate: ...
+    @_builtins.property
+    def waiting(self) -> Global___Waiting: ...
+    @_builtins.property
+    def refused(self) -> Global___Fault: ...
     def __init__(
         self,
         *,
         protocol: _builtins.int = ...,
         scheduler_id: _builtins.str = ...,
         cluster_port: _builtins.int = ...,
+        certificate: Global___Certificate | None = ...,
+        waiting: Global___Waiting | None = ...,
+        refused: Global___Fault | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "outcome", b"outcome", "refused", b"refused", "waiting", b"waiting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "cluster_port", b"cluster_port", "outcome", b"outcome", "protocol", b"protocol", "refused", b"refused", "scheduler_id", b"scheduler_id", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["certificate", "waiting", "refused"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___EnrolReply: _TypeAlias = EnrolReply  # noqa: Y015
+
+@_typing.final
+class Certificate(_message.Message):
+    """What a member shows on its connections (X.509, PEM)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWN_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    own: _builtins.bytes
+    authority: _builtins.bytes
+    """who issued it, and who issues those of all members"""
+    def __init__(
+        self,
+        *,
+        own: _builtins.bytes = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_port", b"cluster_port", "protocol", b"protocol", "scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "own", b"own"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EnrolReply: _TypeAlias = EnrolReply  # noqa: Y015
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """Somebody has to let the node in; it asks again until then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    POLL_S_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    poll_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.str = ...,
+        poll_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "poll_s", b"poll_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class RenewRequest(_message.Message):
+    """A member's next certificate, before the one that it shows here ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class RenewReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def certificate(self) -> Global___Certificate: ...
+    def __init__(
+        self,
+        *,
+        certificate: Global___Certificate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewReply: _TypeAlias = RenewReply  # noqa: Y015
 
 @_typing.final
 class Endpoint(_message.Message):
@@ -352,11 +469,32 @@ Global___StageRange: _TypeAlias = StageRange  # noqa: Y015
 class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     COUNT_FIELD_NUMBER: _builtins.int
     STARVED_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     SINCE_PROGRESS_S_FIELD_NUMBER: _builtins.int
     REFUSED_FRAMES_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     starved: _builtins.bool
     """this process has lately not been given time to run"""
@@ -365,6 +503,10 @@ class Heartbeat(_message.Message):
     """how long the MLX thread has been in one job, loading left out"""
     refused_frames: _builtins.int
     """of epochs that are over, since the process began"""
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """who was turned away here, by reason, since the start"""
+
     def __init__(
         self,
         *,
@@ -373,10 +515,11 @@ class Heartbeat(_message.Message):
         resident_bytes: _builtins.int = ...,
         since_progress_s: _builtins.float = ...,
         refused_frames: _builtins.int = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "refused_frames", b"refused_frames", "resident_bytes", b"resident_bytes", "since_progress_s", b"since_progress_s", "starved", b"starved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "refused", b"refused", "refused_frames", b"refused_frames", "resident_bytes", b"resident_bytes", "since_progress_s", b"since_progress_s", "starved", b"starved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1028,6 +1171,30 @@ class Dismiss(_message.Message):
 Global___Dismiss: _TypeAlias = Dismiss  # noqa: Y015
 
 @_typing.final
+class ShutOut(_message.Message):
+    """All nodes that were sent away and whose certificates may not have ended yet: their calls are
+    refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShutOut: _TypeAlias = ShutOut  # noqa: Y015
+
+@_typing.final
 class NodeOrder(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1038,6 +1205,7 @@ class NodeOrder(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     DISMISS_FIELD_NUMBER: _builtins.int
+    SHUT_OUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -1052,6 +1220,8 @@ class NodeOrder(_message.Message):
     def probe(self) -> Global___ProbeLinks: ...
     @_builtins.property
     def dismiss(self) -> Global___Dismiss: ...
+    @_builtins.property
+    def shut_out(self) -> Global___ShutOut: ...
     def __init__(
         self,
         *,
@@ -1062,12 +1232,13 @@ class NodeOrder(_message.Message):
         leave: Global___LeaveRing | None = ...,
         probe: Global___ProbeLinks | None = ...,
         dismiss: Global___Dismiss | None = ...,
+        shut_out: Global___ShutOut | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["welcome", "load", "unload", "form", "leave", "probe", "dismiss"]  # noqa: Y015
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["welcome", "load", "unload", "form", "leave", "probe", "dismiss", "shut_out"]  # noqa: Y015
     _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class EnrolStub:
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     def __init__(self, channel):
@@ -47,7 +48,8 @@ class EnrolStub:
 class EnrolServicer:
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     def Enrol(self, request, context):
@@ -75,7 +77,8 @@ def add_EnrolServicer_to_server(servicer, server):
 class Enrol:
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     @staticmethod
@@ -124,6 +127,11 @@ class MembershipStub:
                 request_serializer=parallax_dot_proto_dot_wire__pb2.NodeReport.SerializeToString,
                 response_deserializer=parallax_dot_proto_dot_wire__pb2.NodeOrder.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/parallax.v1.Membership/Renew',
+                request_serializer=parallax_dot_proto_dot_wire__pb2.RenewRequest.SerializeToString,
+                response_deserializer=parallax_dot_proto_dot_wire__pb2.RenewReply.FromString,
+                _registered_method=True)
 
 
 class MembershipServicer:
@@ -139,6 +147,12 @@ class MembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +160,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Attend,
                     request_deserializer=parallax_dot_proto_dot_wire__pb2.NodeReport.FromString,
                     response_serializer=parallax_dot_proto_dot_wire__pb2.NodeOrder.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=parallax_dot_proto_dot_wire__pb2.RenewRequest.FromString,
+                    response_serializer=parallax_dot_proto_dot_wire__pb2.RenewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +198,33 @@ class Membership:
             '/parallax.v1.Membership/Attend',
             parallax_dot_proto_dot_wire__pb2.NodeReport.SerializeToString,
             parallax_dot_proto_dot_wire__pb2.NodeOrder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parallax.v1.Membership/Renew',
+            parallax_dot_proto_dot_wire__pb2.RenewRequest.SerializeToString,
+            parallax_dot_proto_dot_wire__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,7 +35,8 @@ GRPC_VERSION: str
 class EnrolStub:
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     @_typing.overload
@@ -48,7 +49,8 @@ class EnrolStub:
 class EnrolAsyncStub(EnrolStub):
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -57,7 +59,8 @@ class EnrolAsyncStub(EnrolStub):
 class EnrolServicer(metaclass=_abc_1.ABCMeta):
     """---------------------------------------------------------------- enrolment
 
-    Served on the scheduler's enrol listener: the only call a stranger can make.
+    Served on the scheduler's enrol listener, whose certificate the node has checked against the
+    scheduler's peer id before it calls: the only call a stranger can make.
     """
 
     @_abc_1.abstractmethod
@@ -81,6 +84,7 @@ class MembershipStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MembershipAsyncStub: ...
     Attend: _grpc.StreamStreamMultiCallable[_wire_pb2.NodeReport, _wire_pb2.NodeOrder]
+    Renew: _grpc.UnaryUnaryMultiCallable[_wire_pb2.RenewRequest, _wire_pb2.RenewReply]
 
 @_typing.type_check_only
 class MembershipAsyncStub(MembershipStub):
@@ -92,6 +96,7 @@ class MembershipAsyncStub(MembershipStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attend: _aio.StreamStreamMultiCallable[_wire_pb2.NodeReport, _wire_pb2.NodeOrder]  # type: ignore[assignment]
+    Renew: _aio.UnaryUnaryMultiCallable[_wire_pb2.RenewRequest, _wire_pb2.RenewReply]  # type: ignore[assignment]
 
 class MembershipServicer(metaclass=_abc_1.ABCMeta):
     """--------------------------------------------------------------- membership
@@ -106,6 +111,13 @@ class MembershipServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_wire_pb2.NodeReport],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_wire_pb2.NodeOrder], _abc.AsyncIterator[_wire_pb2.NodeOrder]]: ...
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _wire_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wire_pb2.RenewReply, _abc.Awaitable[_wire_pb2.RenewReply]]: ...
 
 def add_MembershipServicer_to_server(servicer: MembershipServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -9,14 +9,17 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from parallax.fabric.addresses import host_port, listening_addresses
+from parallax.fabric.authority import Authority
 from parallax.fabric.channels import listen, stop_listening
 from parallax.fabric.claim import claim
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
 from parallax.fabric.events import Event, Problem, Started, Stopped
 from parallax.fabric.hosts import ANYWHERE, own_names
 from parallax.fabric.identity import load_identity
 from parallax.fabric.local_key import LocalKey, kept
+from parallax.fabric.members import MembersOnly
 from parallax.fabric.settings import SchedulerSettings, host_name
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.api_keys import KeyRing, new_secret
@@ -51,23 +54,33 @@ async def serve_scheduler(
         if settings.tls_cert is not None and settings.tls_key is not None:
             tls = server_context(settings.tls_cert, settings.tls_key)
         identity = load_identity(settings.state_dir / "identity.key")
+        authority = Authority.load(settings.state_dir / "authority.key", identity)
+        credentials = Credentials(identity)
+        credentials.adopt(authority.own_papers())
         store = await closing.enter_async_context(await Store.open(settings.state_dir))
         metrics = Metrics()
         journal = None
         if settings.journal is not None:
             journal = Journal(settings.journal, tokens=settings.journal_tokens)
             closing.callback(journal.close)
-        cluster = ClusterService(settings, identity.peer_id, store, metrics, on_event, journal)
+        cluster = ClusterService(settings, credentials, store, metrics, on_event, journal)
         await cluster.gate.start()
+        gate = MembersOnly(cluster.gate.allowed, cluster.tally)
         addresses = listening_addresses(loopback_only=settings.loopback_only)
 
         def members(server: grpc.aio.Server) -> None:
-            rpc.add_MembershipServicer_to_server(MembershipService(cluster, limits), server)
+            service = MembershipService(cluster, authority, limits, cluster.tally)
+            rpc.add_MembershipServicer_to_server(service, server)
             rpc.add_WeightsServicer_to_server(cluster.weights, server)
 
         async def cluster_listener(port: int) -> tuple[grpc.aio.Server, int]:
             return await listen(
-                addresses, port, peer_id=identity.peer_id, limits=limits, register=members
+                addresses,
+                port,
+                credentials=credentials,
+                gate=gate,
+                limits=limits,
+                register=members,
             )
 
         # Next to the enrol port where that is free, so that firewalls need one rule.
@@ -79,13 +92,21 @@ async def serve_scheduler(
         closing.push_async_callback(stop_listening, member_server)
 
         def strangers(server: grpc.aio.Server) -> None:
-            service = EnrolService(identity.peer_id, cluster_port)
+            service = EnrolService(
+                identity.peer_id,
+                cluster_port,
+                door=cluster.gate,
+                authority=authority,
+                limits=limits,
+                tally=cluster.tally,
+            )
             rpc.add_EnrolServicer_to_server(service, server)
 
         enrol_server, enrol_port = await listen(
             addresses,
             settings.grpc_port,
-            peer_id=identity.peer_id,
+            credentials=credentials,
+            gate=None,
             limits=limits,
             register=strangers,
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import (
     CutRefused,
     Dismissed,
@@ -26,13 +27,16 @@ from parallax.fabric.errors import (
 from parallax.fabric.events import Event, NodeJoined, NodeLeft
 from parallax.fabric.models import ModelFolder
 from parallax.fabric.settings import SchedulerSettings
+from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.admission_values import Standing
 from parallax.scheduler.catalog import list_models
 from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.control import NodeLink
 from parallax.scheduler.departures import Departures
+from parallax.scheduler.fence import Fence
 from parallax.scheduler.formation import Formation
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.generation import CatalogModel, Finish, Generation, ServedModel, Token
@@ -76,14 +80,14 @@ class ClusterService:
     def __init__(
         self,
         settings: SchedulerSettings,
-        peer_id: str,
+        credentials: Credentials,
         store: Store,
         metrics: Metrics,
         on_event: Callable[[Event], None],
         journal: Journal | None = None,
     ) -> None:
         self.settings = settings
-        self.peer_id = peer_id
+        self.peer_id = peer_id = credentials.peer_id
         self._limits = settings.limits
         self._store = store
         self._on_event = on_event
@@ -95,7 +99,9 @@ class ClusterService:
             open_to_all=settings.open,
             token_s=self._limits.join_token_s,
         )
-        self._roster = Roster(peer_id, self._limits)
+        self.tally = Tally(settle_s=2 * self._limits.connect_s)
+        self._roster = Roster(credentials, self._limits)
+        self.fence = Fence(self._roster, self._sent_away)
         self.members = self._roster.members
         self._metrics = metrics
         self._head_metrics = HeadMetrics(metrics)
@@ -248,6 +254,7 @@ class ClusterService:
     async def _send_away(self, node_id: str, name: str) -> None:
         """This node is refused from now on, and its stream ended."""
         await self.gate.remove(node_id, name)
+        self.fence.tell()
         self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=_removed(name))))
         member = self.members.get(node_id)
         if member is not None:
@@ -278,6 +285,7 @@ class ClusterService:
         if self.gate.removed(hello.facts.node_id):
             raise from_fault(_removed(hello.facts.name))
         self._follow(self._roster.hello(hello, link, time.monotonic()))
+        self.fence.greet(hello.facts.node_id)
 
     def node_report(self, node_id: str, link: NodeLink, report: wire.NodeReport) -> None:
         """A node says something; what comes over a stream that it has replaced is too late."""
@@ -292,6 +300,7 @@ class ClusterService:
                 self._follow(self.members.heartbeat(member.stream, starved=starved, now=now))
                 if not starved:  # else nothing went on there, and it knows
                     self._busy(node_id, report.heartbeat.since_progress_s, stepped=False)
+                self._metrics.turned_away(member.facts.name, report.heartbeat.refused)
             case "progress":
                 self._loading(node_id, report.progress)
             case "ready":
@@ -331,6 +340,15 @@ class ClusterService:
         """A node said something that makes no sense; its stream ends."""
         log.warning("refused of %s: %s", sender, error.sentence)
         self._metrics.message_refused("hello" if sender == "hello" else "report")
+
+    def _sent_away(self) -> list[str]:
+        """Nodes whose certificates may outlive their membership."""
+        recent_s = time.time() - self._limits.certificate_s
+        return [
+            known.node_id
+            for known in self.gate.known()
+            if known.standing is Standing.REMOVED and known.since_s >= recent_s
+        ]
 
     def name_of(self, node_id: str) -> str:
         """A node's name for people."""
@@ -433,6 +451,8 @@ class ClusterService:
                 await self._wishes.remember()
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
+            self.fence.tell()
+            self._metrics.turned_away("", self.tally.totals(time.monotonic()))
             self._metrics.set_queue(self.requests.waiting, self.requests.running)
             self._head_metrics.observe(self.requests.loads)
             self._formation.stage_metrics.stale("scheduler", self.requests.refused)

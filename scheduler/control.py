@@ -1,4 +1,8 @@
-"""gRPC: the scheduler's side of enrolment and membership."""
+"""gRPC: the scheduler's side of enrolment and membership.
+
+Who calls is known from TLS: nobody on the enrol listener, a member on the other. A call in the name
+of another node than the certificate's is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,29 @@ from typing import Protocol
 import grpc.aio
 
 from parallax.fabric import bounds
-from parallax.fabric.errors import InvalidRequest, MessageRefused, ParallaxError, to_fault
+from parallax.fabric.addresses import caller_host, is_this_machine
+from parallax.fabric.authority import Authority
+from parallax.fabric.certificates import Bound
+from parallax.fabric.credentials import peer_of
+from parallax.fabric.enrolment import check
+from parallax.fabric.errors import (
+    InvalidRequest,
+    MessageRefused,
+    ParallaxError,
+    PeerMismatch,
+    to_fault,
+)
 from parallax.fabric.limits import Limits
+from parallax.fabric.tally import Tally
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler.admission_values import Admitted, Refused, Verdict, Waiting
 
 log = logging.getLogger(__name__)
 
 OUTBOX_ORDERS = 4096
+POLL_S = 2.0  # between two questions of a node that waits to be let in
 
 
 class Desk(Protocol):
@@ -69,29 +87,110 @@ class NodeLink:
             yield order
 
 
-class EnrolService(rpc.EnrolServicer):
-    """The only call a stranger can make."""
+class Door(Protocol):
+    """Who decides whether a node is let in."""
 
-    def __init__(self, scheduler_id: str, cluster_port: int) -> None:
-        self._reply = wire.EnrolReply(
-            protocol=PROTOCOL, scheduler_id=scheduler_id, cluster_port=cluster_port
-        )
+    async def ask(
+        self, node_id: str, name: str, token: str, *, local: bool, address: str
+    ) -> Verdict:
+        """See :class:`~parallax.scheduler.gate.Gate`."""
+        ...
+
+
+class EnrolService(rpc.EnrolServicer):
+    """The only call a stranger can make.
+
+    Args:
+        scheduler_id: who this is; the caller has it from TLS already.
+        cluster_port: where members attend.
+        door: who decides.
+        authority: gives a certificate to those who are let in.
+        limits: how long it is valid.
+        tally: where those are counted who are not who they say.
+    """
+
+    def __init__(
+        self,
+        scheduler_id: str,
+        cluster_port: int,
+        *,
+        door: Door,
+        authority: Authority,
+        limits: Limits,
+        tally: Tally,
+    ) -> None:
+        self._scheduler_id = scheduler_id
+        self._cluster_port = cluster_port
+        self._door = door
+        self._authority = authority
+        self._limits = limits
+        self._tally = tally
 
     async def Enrol(
         self,
         request: wire.EnrolRequest,
         context: grpc.aio.ServicerContext[wire.EnrolRequest, wire.EnrolReply],
     ) -> wire.EnrolReply:
-        """Tells a node who this is and where members attend."""
-        return self._reply
+        """Lets a node in, has it wait, or refuses it; and tells where members attend."""
+        reply = wire.EnrolReply(
+            protocol=PROTOCOL, scheduler_id=self._scheduler_id, cluster_port=self._cluster_port
+        )
+        if request.protocol != PROTOCOL or not request.csr:
+            return reply
+        host = caller_host(context.peer())
+        try:
+            check(request, self._scheduler_id)
+            # Issued before anybody is asked: what is wrong with the request must cost no token.
+            bound = self._authority.issue(request.csr, request.node_id, self._limits.certificate_s)
+            verdict = await self._door.ask(
+                request.node_id,
+                request.name,
+                request.token,
+                local=is_this_machine(host),
+                address=host,
+            )
+        except ParallaxError as error:
+            if isinstance(error, PeerMismatch):
+                self._tally.refuse("proof", f"{host}: {error.sentence}")
+            reply.refused.CopyFrom(to_fault(error))
+            return reply
+        match verdict:
+            case Admitted():
+                reply.certificate.CopyFrom(_certificate(bound, self._authority))
+            case Waiting(fingerprint):
+                reply.waiting.fingerprint = fingerprint
+                reply.waiting.poll_s = POLL_S
+            case Refused(refusal):
+                reply.refused.CopyFrom(to_fault(refusal))
+        return reply
+
+
+def _certificate(bound: Bound, authority: Authority) -> wire.Certificate:
+    return wire.Certificate(own=bound.pem, authority=authority.pem)
 
 
 class MembershipService(rpc.MembershipServicer):
     """One stream per node: reports go to the desk, its orders come back."""
 
-    def __init__(self, desk: Desk, limits: Limits) -> None:
+    def __init__(self, desk: Desk, authority: Authority, limits: Limits, tally: Tally) -> None:
         self._desk = desk
+        self._authority = authority
         self._limits = limits
+        self._tally = tally
+
+    async def Renew(
+        self,
+        request: wire.RenewRequest,
+        context: grpc.aio.ServicerContext[wire.RenewRequest, wire.RenewReply],
+    ) -> wire.RenewReply:
+        """The next certificate of the member that calls."""
+        peer = peer_of(context) or ""
+        try:
+            bound = self._authority.issue(request.csr, peer, self._limits.certificate_s)
+        except PeerMismatch as error:
+            self._tally.refuse("proof", f"{peer} at {context.peer()}: {error.sentence}")
+            await context.abort(error.row.grpc, error.sentence)
+        return wire.RenewReply(certificate=_certificate(bound, self._authority))
 
     async def Attend(
         self,
@@ -107,6 +206,7 @@ class MembershipService(rpc.MembershipServicer):
             if first is None or not first.HasField("hello") or not first.hello.facts.node_id:
                 raise InvalidRequest("A node begins with its hello", field="hello")
             bounds.check_hello(first.hello)
+            self._must_be(first.hello.facts.node_id, context)
             self._desk.node_hello(first.hello, link)
         except ParallaxError as error:
             if isinstance(error, MessageRefused):
@@ -126,6 +226,23 @@ class MembershipService(rpc.MembershipServicer):
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             self._desk.node_lost(node_id, link, "its stream ended")
+
+    def _must_be(
+        self, node_id: str, context: grpc.aio.ServicerContext[wire.NodeReport, wire.NodeOrder]
+    ) -> None:
+        """
+        Raises:
+            PeerMismatch: the caller's certificate is another node's.
+        """
+        peer = peer_of(context)
+        if peer != node_id:
+            self._tally.refuse("identity", f"{peer} at {context.peer()} says it is {node_id}")
+            raise PeerMismatch(
+                "A node says it is another one than its certificate says",
+                f"it says {node_id}",
+                expected=node_id,
+                found=peer,
+            )
 
     async def _read(
         self, node_id: str, reports: AsyncIterator[wire.NodeReport], link: NodeLink

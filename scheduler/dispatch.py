@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import NoRing, ParallaxError, RingLost
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
@@ -49,6 +50,7 @@ class Dispatcher:
 
     Args:
         limits: queue and time-outs.
+        credentials: what heads are shown.
         lost: told when a head's stream broke; the epoch is then over.
         ring_coming: whether a ring is planned, so that requests may wait for it.
         journal: told what becomes of every request.
@@ -58,12 +60,14 @@ class Dispatcher:
     def __init__(
         self,
         limits: Limits,
+        credentials: Credentials,
         lost: Callable[[int, ParallaxError], None],
         ring_coming: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
         missing_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._limits = limits
+        self._credentials = credentials
         self._lost = lost
         self._ring_coming = ring_coming
         self._journal = journal
@@ -126,7 +130,9 @@ class Dispatcher:
         ``context_tokens`` is the longest that it takes (0: any), ``costs`` what caches cost
         its stages.
         """
-        self._links[epoch] = HeadLink(epoch, node_id, endpoints, self, self._limits)
+        self._links[epoch] = HeadLink(
+            epoch, node_id, endpoints, self, self._limits, self._credentials
+        )
         self._router.ring_up(
             epoch,
             slots,

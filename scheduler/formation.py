@@ -86,6 +86,7 @@ class Formation:
         self.reconciler = Reconciler(self._form, has_room)
         self.requests = Dispatcher(
             limits,
+            roster.credentials,
             self.broke,
             lambda: bool(self.reconciler.rings),
             journal,

@@ -10,6 +10,7 @@ from typing import Protocol
 import grpc.aio
 
 from parallax.fabric.channels import open_channel
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import LinkBroken, MessageRefused, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
@@ -38,12 +39,14 @@ class HeadLink:
         endpoints: list[wire.Endpoint],
         listener: HeadListener,
         limits: Limits,
+        credentials: Credentials,
     ) -> None:
         self.epoch = epoch
         self._node_id = node_id
         self._endpoints = endpoints
         self._listener = listener
         self._limits = limits
+        self._credentials = credentials
         self._outbox: asyncio.Queue[wire.HeadOrder] = asyncio.Queue(maxsize=OUTBOX_ORDERS)
         self._task = asyncio.create_task(self._run())
 
@@ -77,7 +80,9 @@ class HeadLink:
         channel: grpc.aio.Channel | None = None
         writer: asyncio.Task[None] | None = None
         try:
-            channel, _ = await open_channel(self._endpoints, self._node_id, limits=self._limits)
+            channel, _ = await open_channel(
+                self._endpoints, self._node_id, limits=self._limits, credentials=self._credentials
+            )
             call = rpc.HeadStub(channel).Serve()
             await call.write(wire.HeadOrder(epoch=self.epoch))
             writer = asyncio.create_task(self._write(call))

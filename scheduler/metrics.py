@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# Why somebody is turned away (fabric/tally.py); a node could say anything.
+REASONS = frozenset(
+    ("handshake", "not_admitted", "identity", "proof", "stage", "scheduler", "ticket", "silent")
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -152,6 +159,14 @@ class Metrics:
             ["where"],
             registry=registry,
         )
+        self._turned_away = Counter(
+            "parallax_refused",
+            "Connections and calls that were refused, by reason and by the node where it happened "
+            "(empty: the scheduler)",
+            ["reason", "node"],
+            registry=registry,
+        )
+        self._turned_away_before: dict[tuple[str, str], int] = {}
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -244,6 +259,16 @@ class Metrics:
     def message_refused(self, kind: str) -> None:
         """Something came that made no sense."""
         self._messages_refused.labels(kind).inc()
+
+    def turned_away(self, node: str, totals: Mapping[str, int]) -> None:
+        """Who was turned away at a node since it started, by reason; it may have been restarted."""
+        for reason, total in totals.items():
+            known = reason if reason in REASONS else "other"
+            before = self._turned_away_before.get((node, known), 0)
+            self._turned_away_before[node, known] = total
+            more = total - before if total >= before else total
+            if more:
+                self._turned_away.labels(known, node).inc(more)
 
     def page(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+from parallax.fabric.credentials import Credentials
 from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
 from parallax.proto import wire_pb2 as wire
@@ -24,8 +25,8 @@ from parallax.scheduler.planner import LinkFacts
 class Roster:
     """Who is a member, over which stream, and what each said of itself at its hello."""
 
-    def __init__(self, peer_id: str, limits: Limits) -> None:
-        self._peer_id = peer_id
+    def __init__(self, credentials: Credentials, limits: Limits) -> None:
+        self.credentials = credentials
         self._limits = limits
         self.members = Membership(Versions(PROTOCOL, mlx_version(), mlx_lm_version()), limits)
         self.paths: dict[tuple[str, str], LinkFacts] = {}  # measured, from one node to another
@@ -52,7 +53,7 @@ class Roster:
         link.order(
             wire.NodeOrder(
                 welcome=wire.Welcome(
-                    scheduler_id=self._peer_id,
+                    scheduler_id=self.credentials.peer_id,
                     heartbeat_s=self._limits.heartbeat_s,
                     silence_s=self._limits.silence_s,
                 )
@@ -95,6 +96,11 @@ class Roster:
         for place in places:
             if place.node_id in self._hellos:
                 place.endpoints.extend(self._hellos[place.node_id].endpoints)
+
+    def order_all(self, order: wire.NodeOrder) -> None:
+        """Sends an order to everybody who attends."""
+        for link in self._links.values():
+            link.order(order)
 
     def hello_of(self, node_id: str) -> wire.Hello:
         """What a member said of itself."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parallax.fabric.channels import OPEN_NETWORK_NOTICE
 from parallax.fabric.events import Loading
 from parallax.fabric.settings import SchedulerSettings
 from parallax.proto import wire_pb2 as wire
@@ -61,8 +60,7 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
 def notices_of(settings: SchedulerSettings) -> list[str]:
     """What people should be warned of."""
     found = [OPEN_TO_ALL_NOTICE] if settings.open else []
-    found += notices(settings)
-    return found if settings.loopback_only else [*found, OPEN_NETWORK_NOTICE]
+    return found + notices(settings)
 
 
 def pending_of(pending: Pending) -> dict[str, object]:

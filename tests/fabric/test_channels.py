@@ -24,6 +24,7 @@ from parallax.fabric.errors import (
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from tests.trust import everyone, member, peer
 
 LIMITS = Limits(connect_s=1.0)
 LOOPBACK = Address("127.0.0.1", "lo", Kind.LOOPBACK)
@@ -54,15 +55,33 @@ def register(server: grpc.aio.Server) -> None:
 
 @contextlib.asynccontextmanager
 async def listener(
-    peer_id: str = "alice", addresses: tuple[Address, ...] = (LOOPBACK,), port: int = 0
+    name: str = "alice", addresses: tuple[Address, ...] = (LOOPBACK,), port: int = 0
 ) -> AsyncIterator[int]:
     server, actual = await listen(
-        addresses, port, peer_id=peer_id, limits=LIMITS, register=register
+        addresses,
+        port,
+        credentials=member(name),
+        gate=everyone(),
+        limits=LIMITS,
+        register=register,
     )
     try:
         yield actual
     finally:
         await server.stop(None)
+
+
+async def reach(
+    endpoints: list[wire.Endpoint],
+    name: str = "alice",
+    limits: Limits = LIMITS,
+    *,
+    scheduler: bool = False,
+) -> tuple[grpc.aio.Channel, wire.Endpoint]:
+    """A channel of the member "me" to somebody."""
+    return await open_channel(
+        endpoints, peer(name), limits=limits, credentials=member("me"), scheduler=scheduler
+    )
 
 
 def at(port: int, host: str = "127.0.0.1", kind: str = "loopback") -> wire.Endpoint:
@@ -86,7 +105,7 @@ def deaf() -> contextlib.AbstractContextManager[int]:
 
 async def test_a_channel_reaches_the_service_behind_the_listener() -> None:
     async with listener() as port:
-        channel, endpoint = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, endpoint = await reach([at(port)])
         async with channel:
             reply = await rpc.RingStub(channel).Probe(wire.ProbeRequest(payload=b"x" * 9))
     assert reply.received_bytes == 9
@@ -95,7 +114,7 @@ async def test_a_channel_reaches_the_service_behind_the_listener() -> None:
 
 async def test_a_message_of_the_largest_piece_fits() -> None:
     async with listener() as port:
-        channel, _ = await open_channel([at(port)], None, limits=LIMITS)
+        channel, _ = await reach([at(port)])
         async with channel:
             payload = bytes(LIMITS.message_bytes)
             reply = await rpc.RingStub(channel).Probe(wire.ProbeRequest(payload=payload))
@@ -107,7 +126,7 @@ async def test_one_port_serves_every_address() -> None:
         pytest.skip("this machine has no IPv6 loopback")
     async with listener(addresses=(LOOPBACK, LOOPBACK_6)) as port:
         for host in ("127.0.0.1", "::1", "localhost"):
-            channel, endpoint = await open_channel([at(port, host)], "alice", limits=LIMITS)
+            channel, endpoint = await reach([at(port, host)])
             await channel.close()
             assert endpoint.port == port
 
@@ -115,7 +134,7 @@ async def test_one_port_serves_every_address() -> None:
 async def test_an_address_that_went_away_is_left_out() -> None:
     gone = Address("10.255.255.254", "eth9", Kind.ETHERNET)
     async with listener(addresses=(gone, LOOPBACK)) as port:
-        channel, endpoint = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, endpoint = await reach([at(port)])
         await channel.close()
     assert endpoint == at(port)
 
@@ -123,19 +142,28 @@ async def test_an_address_that_went_away_is_left_out() -> None:
 async def test_no_address_at_all_is_an_error() -> None:
     gone = Address("10.255.255.254", "eth9", Kind.ETHERNET)
     with pytest.raises(SettingsError, match=r"no address to listen on.*10\.255"):
-        await listen((gone,), 0, peer_id="a", limits=LIMITS, register=register)
+        await listen(
+            (gone,), 0, credentials=member("a"), gate=everyone(), limits=LIMITS, register=register
+        )
 
 
 async def test_a_port_in_use_is_named() -> None:
     async with listener() as port:
         with pytest.raises(PortInUse, match=f"Port {port} is in use") as caught:
-            await listen((LOOPBACK,), port, peer_id="b", limits=LIMITS, register=register)
+            await listen(
+                (LOOPBACK,),
+                port,
+                credentials=member("b"),
+                gate=everyone(),
+                limits=LIMITS,
+                register=register,
+            )
     assert caught.value.fields == {"port": str(port)}
 
 
 async def test_a_port_is_free_again_after_its_listener_stopped() -> None:
     async with listener() as port:
-        channel, _ = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, _ = await reach([at(port)])
         await channel.close()
     async with listener(port=port) as again:
         assert again == port
@@ -144,7 +172,7 @@ async def test_a_port_is_free_again_after_its_listener_stopped() -> None:
 async def test_the_better_kind_is_preferred() -> None:
     async with listener() as slow, listener() as fast:
         endpoints = [at(slow, kind="wifi"), at(fast, kind="thunderbolt")]
-        channel, endpoint = await open_channel(endpoints, "alice", limits=LIMITS)
+        channel, endpoint = await reach(endpoints)
         await channel.close()
     assert endpoint.kind == "thunderbolt"
 
@@ -159,7 +187,7 @@ async def test_dead_and_deaf_endpoints_do_not_hold_up_a_living_one() -> None:
             ]
             begin = time.monotonic()
             limits = Limits(connect_s=30)
-            channel, endpoint = await open_channel(endpoints, "alice", limits=limits)
+            channel, endpoint = await reach(endpoints, limits=limits)
             await channel.close()
     assert endpoint.kind == "wifi"
     assert time.monotonic() - begin < limits.connect_s
@@ -168,7 +196,7 @@ async def test_dead_and_deaf_endpoints_do_not_hold_up_a_living_one() -> None:
 async def test_somebody_else_at_the_address_is_passed_over() -> None:
     async with listener("mallory") as wrong, listener("alice") as right:
         endpoints = [at(wrong, kind="thunderbolt"), at(right, kind="wifi")]
-        channel, endpoint = await open_channel(endpoints, "alice", limits=LIMITS)
+        channel, endpoint = await reach(endpoints)
         await channel.close()
     assert endpoint.port == right
 
@@ -176,55 +204,49 @@ async def test_somebody_else_at_the_address_is_passed_over() -> None:
 async def test_only_somebody_else_is_a_peer_mismatch() -> None:
     async with listener("mallory") as port:
         with pytest.raises(PeerMismatch) as caught:
-            await open_channel([at(port), at(free_port())], "alice", limits=LIMITS)
-    assert caught.value.fields == {"expected": "alice", "found": "mallory"}
-
-
-async def test_anyone_will_do_when_nobody_is_expected() -> None:
-    async with listener("mallory") as port:
-        channel, _ = await open_channel([at(port)], None, limits=LIMITS)
-        await channel.close()
+            await reach([at(port), at(free_port())])
+    assert caught.value.fields == {"expected": peer("alice"), "found": peer("mallory")}
 
 
 async def test_nobody_there_is_noticed_at_once() -> None:
     begin = time.monotonic()
     with pytest.raises(LinkBroken, match="(?i)connection refused"):
-        await open_channel([at(free_port())], "alice", limits=Limits(connect_s=60))
+        await reach([at(free_port())], limits=Limits(connect_s=60))
     assert time.monotonic() - begin < 30
 
 
 async def test_a_deaf_port_costs_no_more_than_the_limit() -> None:
     begin = time.monotonic()
     with deaf() as silent, pytest.raises(LinkBroken):
-        await open_channel([at(silent)], "alice", limits=LIMITS)
+        await reach([at(silent)])
     assert LIMITS.connect_s * 0.9 < time.monotonic() - begin < LIMITS.connect_s + 20
 
 
 async def test_a_scheduler_that_is_not_there_is_an_error_with_its_address() -> None:
     port = free_port()
     with pytest.raises(SchedulerUnreachable, match="parallax run") as caught:
-        await open_channel([at(port)], None, limits=LIMITS, scheduler=True)
+        await reach([at(port)], scheduler=True)
     assert caught.value.fields == {"address": f"127.0.0.1:{port}"}
 
 
 async def test_no_endpoint_at_all_is_an_error() -> None:
     with pytest.raises(LinkBroken, match="no address"):
-        await open_channel([], "alice", limits=LIMITS)
+        await reach([])
 
 
 async def test_an_unknown_name_is_an_error() -> None:
     name = "a" * 70 + ".invalid"  # too long to be asked for, so nothing leaves this machine
     with pytest.raises(SchedulerUnreachable, match=f"{name} is not known"):
-        await open_channel([at(1, name, "other")], None, limits=LIMITS, scheduler=True)
+        await reach([at(1, name, "other")], scheduler=True)
 
 
-async def test_another_grpc_program_is_told_apart() -> None:
+async def test_a_peer_without_tls_is_refused() -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        with pytest.raises(LinkBroken, match="another program"):
-            await open_channel([at(port)], "alice", limits=LIMITS)
+        with pytest.raises(LinkBroken, match="another program answers there, or an older Parallax"):
+            await reach([at(port)])
     finally:
         await server.stop(None)
 
@@ -249,11 +271,12 @@ async def test_a_stopped_listener_leaves_no_task_behind() -> None:
     server, port = await listen(
         [LOOPBACK],
         0,
-        peer_id="alice",
+        credentials=member("alice"),
+        gate=everyone(),
         limits=LIMITS,
         register=lambda server: rpc.add_RingServicer_to_server(Patient(), server),
     )
-    channel, _ = await open_channel([at(port)], "alice", limits=LIMITS)
+    channel, _ = await reach([at(port)])
     async with channel:
         call = rpc.RingStub(channel).Flow()
         await call.write(wire.FramePiece())
@@ -274,14 +297,14 @@ async def test_a_program_that_is_no_grpc_server_is_an_error() -> None:
     web = await asyncio.start_server(greet, "127.0.0.1", 0)
     async with web:
         with pytest.raises(LinkBroken):
-            await open_channel([at(web.sockets[0].getsockname()[1])], "alice", limits=LIMITS)
+            await reach([at(web.sockets[0].getsockname()[1])])
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{free_port()}")
     async with listener() as port:
-        channel, endpoint = await open_channel([at(port)], "alice", limits=LIMITS)
+        channel, endpoint = await reach([at(port)])
         await channel.close()
     assert endpoint == at(port)
 

@@ -15,6 +15,7 @@ from parallax.fabric.limits import Limits
 from parallax.node.attendance import Attendance
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from tests.trust import everyone, member, peer, tally
 
 LIMITS = Limits(disconnect_s=0.2)
 
@@ -47,11 +48,22 @@ async def silent() -> AsyncIterator[tuple[Silent, list[wire.Endpoint]]]:
     def register(server: grpc.aio.Server) -> None:
         rpc.add_MembershipServicer_to_server(service, server)
 
-    server, port = await listen(addresses, 0, peer_id="boss", limits=LIMITS, register=register)
+    server, port = await listen(
+        addresses,
+        0,
+        credentials=member("boss"),
+        gate=everyone(),
+        limits=LIMITS,
+        register=register,
+    )
     try:
         yield service, [wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")]
     finally:
         await server.stop(None)
+
+
+async def nothing(channel: grpc.aio.Channel) -> None:
+    """Nobody needs the channel beside the stream."""
 
 
 async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer() -> None:
@@ -62,13 +74,14 @@ async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer()
         stopping = asyncio.Event()
         held = [wire.NodeReport(ready=wire.StageReady(weight_bytes=n)) for n in (1, 2)]
         attending = asyncio.create_task(
-            Attendance(LIMITS, lambda now: 0.0).attend(
+            Attendance(LIMITS, member("node"), tally(), lambda now: 0.0).attend(
                 endpoints,
-                "boss",
+                peer("boss"),
                 wire.Hello(),
                 orders=no_orders,
                 health=lambda now: [],
                 held=lambda: held,
+                beside=nothing,
                 stopping=stopping,
             )
         )

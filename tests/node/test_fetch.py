@@ -32,6 +32,7 @@ from parallax.node.parts import Parts, Shelved
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.weights import ModelWeights
+from tests.trust import everyone, member, peer
 
 LIMITS = Limits(connect_s=2.0)
 LOOPBACK = Address("127.0.0.1", "lo", Kind.LOOPBACK)
@@ -100,7 +101,8 @@ class Member:
         self.server, self.port = await listen(
             [LOOPBACK],
             self.port,
-            peer_id=self.name,
+            credentials=member(self.name, "scheduler"),
+            gate=everyone(),
             limits=LIMITS,
             register=lambda s: rpc.add_WeightsServicer_to_server(service, s),
         )
@@ -112,7 +114,8 @@ class Member:
 
     def line(self) -> Line:
         endpoint = wire.Endpoint(host="127.0.0.1", port=self.port, kind="loopback")
-        return Line(Place(self.name, (endpoint,), scheduler=self.name == "scheduler"), LIMITS)
+        place = Place(peer(self.name), (endpoint,), scheduler=self.name == "scheduler")
+        return Line(place, LIMITS, member("node", "scheduler"))
 
 
 class Room:

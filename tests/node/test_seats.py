@@ -20,6 +20,7 @@ from parallax.node.seats import Seats
 from parallax.node.shelf import Shelf
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from tests.trust import everyone, member, peer, tally
 
 
 class Held:
@@ -47,7 +48,17 @@ class Node:
         self.compute = Compute(asyncio.get_running_loop())
         self.limits = limits or Limits()
         shelf = cast(Shelf, Held())
-        self.seats = Seats(name, self.compute, shelf, self.limits, self.told.append, data)
+        self.credentials = member(name)
+        self.tally = tally()
+        self.seats = Seats(
+            self.credentials,
+            self.compute,
+            shelf,
+            self.limits,
+            self.told.append,
+            self.tally,
+            data,
+        )
 
     def kinds(self) -> list[str | None]:
         return [report.WhichOneof("report") for report in self.told]
@@ -76,8 +87,15 @@ async def listening_node(
     def register(server: grpc.aio.Server) -> None:
         rpc.add_RingServicer_to_server(made.seats, server)
 
-    server, port = await listen(LOOPBACK, 0, peer_id=name, limits=made.limits, register=register)
-    place = wire.StagePlace(node_id=name)
+    server, port = await listen(
+        LOOPBACK,
+        0,
+        credentials=made.credentials,
+        gate=everyone(made.tally),
+        limits=made.limits,
+        register=register,
+    )
+    place = wire.StagePlace(node_id=peer(name))
     place.endpoints.add(host=LOOPBACK[0].host, port=port, kind="loopback")
     try:
         yield made, place
@@ -88,7 +106,7 @@ async def listening_node(
 
 
 def form(epoch: int, *others: wire.StagePlace) -> wire.FormRing:
-    me = wire.StagePlace(node_id="me", first=0, end=2)
+    me = wire.StagePlace(node_id=peer("me"), first=0, end=2)
     shape = wire.RingShape(lanes=1, lane_rows=1, chunk_tokens=8, window_frames=8, context_tokens=64)
     for number, other in enumerate(others, 1):
         other.first, other.end = 2 * number, 2 * number + 2
@@ -126,10 +144,15 @@ async def test_a_neighbour_that_refuses_breaks_the_ring_at_once() -> None:
             rpc.add_RingServicer_to_server(Refusing(), server)
 
         server, port = await listen(
-            addresses, 0, peer_id="other", limits=one.limits, register=register
+            addresses,
+            0,
+            credentials=member("other"),
+            gate=everyone(),
+            limits=one.limits,
+            register=register,
         )
         try:
-            place = wire.StagePlace(node_id="other", first=2, end=4)
+            place = wire.StagePlace(node_id=peer("other"), first=2, end=4)
             place.endpoints.add(host=addresses[0].host, port=port, kind="loopback")
             one.seats.form(form(1, place))
             await until(lambda: bool(one.told))
@@ -141,10 +164,10 @@ async def test_a_neighbour_that_refuses_breaks_the_ring_at_once() -> None:
             await server.stop(None)
 
 
-def data_listener(kind: str) -> DataListener | None:
+def data_listener(kind: str, name: str) -> DataListener | None:
     if kind == "none":
         return None
-    listener = DataListener(LOOPBACK, Limits())
+    listener = DataListener(LOOPBACK, Limits(), member(name), tally())
     if kind == "unreachable":
         listener.close()
     return listener
@@ -155,7 +178,7 @@ def data_listener(kind: str) -> DataListener | None:
 async def test_frames_go_around_whichever_data_connections_can_be_made(
     first: str, second: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    listeners = data_listener(first), data_listener(second)
+    listeners = data_listener(first, "one"), data_listener(second, "two")
     async with (
         listening_node("one", listeners[0]) as (one, at_one),
         listening_node("two", listeners[1]) as (two, at_two),

@@ -36,6 +36,7 @@ from parallax.scheduler.stage_costs import LinkFacts
 from parallax.scheduler.store import Store
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
+from tests.trust import member
 
 
 @dataclass
@@ -119,7 +120,7 @@ async def running(tmp_path: Path, **limits: float) -> AsyncIterator[ClusterServi
     settings = SchedulerSettings(state_dir=tmp_path, limits={"drain_s": 0.1, **limits})
     events: list[Event] = []
     async with await Store.open(tmp_path) as store:
-        cluster = ClusterService(settings, "boss", store, Metrics(), events.append)
+        cluster = ClusterService(settings, member("boss"), store, Metrics(), events.append)
         await cluster.gate.start()
         await cluster.start()
         try:

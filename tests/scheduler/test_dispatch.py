@@ -15,6 +15,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.scheduler import dispatch
 from parallax.scheduler.dispatch import LOSSES_IN_A_ROW, Dispatcher
 from parallax.scheduler.generation import Finish, Generation, Reason, Sampling, Token
+from tests.trust import member
 
 
 class Link:
@@ -46,7 +47,7 @@ def unheard(epoch: int, error: ParallaxError) -> None:
 async def dispatcher(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Dispatcher]:
     monkeypatch.setattr(dispatch, "HeadLink", Link)
     Link.made.clear()
-    made = Dispatcher(Limits(), unheard)
+    made = Dispatcher(Limits(), member("boss"), unheard)
     made.start()
     yield made
     await made.stop()

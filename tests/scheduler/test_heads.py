@@ -15,6 +15,7 @@ from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.heads import HeadLink
+from tests.trust import everyone, member, peer
 
 
 class Talking(rpc.HeadServicer):
@@ -44,10 +45,17 @@ async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud() -> None:
     def register(server: grpc.aio.Server) -> None:
         rpc.add_HeadServicer_to_server(Talking(), server)
 
-    server, port = await listen(addresses, 0, peer_id="a", limits=Limits(), register=register)
+    server, port = await listen(
+        addresses,
+        0,
+        credentials=member("a"),
+        gate=everyone(),
+        limits=Limits(),
+        register=register,
+    )
     listener = Failing()
     endpoint = wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")
-    link = HeadLink(1, "a", [endpoint], listener, Limits())
+    link = HeadLink(1, peer("a"), [endpoint], listener, Limits(), member("boss"))
     try:
         async with asyncio.timeout(60):
             error = await listener.lost

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
 
+from parallax.fabric.channels import open_channel
+from parallax.fabric.limits import Limits
+from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from tests.cluster import Cluster, boot
 from tests.models import make_model
 from tests.reference import Reference
 from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
+from tests.trust import let_in
 
 
 def kill_stage(cluster: Cluster, stage: int) -> None:
@@ -103,19 +107,25 @@ def test_an_answer_in_flight_is_finished_before_the_scheduler_ends(model: Path) 
         assert answer.result(30)["usage"]["completion_tokens"] == 300
 
 
-def test_a_node_of_another_version_is_told_so(model: Path) -> None:
+async def dismissal(cluster: Cluster, folder: Path) -> wire.Fault:
+    """What a node that runs other versions is told when it attends."""
+    credentials, endpoints = await let_in(cluster.enrol_port, "stranger", folder)
+    hello = wire.Hello(protocol=PROTOCOL, mlx_version="0.0.1", mlx_lm_version="0.0.1")
+    hello.facts.node_id, hello.facts.name = credentials.peer_id, "old-mac"
+    channel, _ = await open_channel(
+        endpoints, credentials.scheduler_id, limits=Limits(), credentials=credentials
+    )
+    async with channel:
+        attend = rpc.MembershipStub(channel).Attend()
+        await attend.write(wire.NodeReport(hello=hello))
+        order = await attend.read()
+        assert isinstance(order, wire.NodeOrder)
+        return order.dismiss.fault
+
+
+def test_a_node_of_another_version_is_told_so(model: Path, tmp_path: Path) -> None:
     with boot(model, nodes=1) as cluster:
-        address = f"127.0.0.1:{cluster.enrol_port}"
-        with grpc.insecure_channel(address) as channel:
-            reply = rpc.EnrolStub(channel).Enrol(wire.EnrolRequest(protocol=1), timeout=10)
-        hello = wire.Hello(protocol=1, mlx_version="0.0.1", mlx_lm_version="0.0.1")
-        hello.facts.node_id = "stranger"
-        hello.facts.name = "old-mac"
-        with grpc.insecure_channel(f"127.0.0.1:{reply.cluster_port}") as channel:
-            orders = rpc.MembershipStub(channel).Attend(
-                iter([wire.NodeReport(hello=hello)]), timeout=10
-            )
-            fault = next(iter(orders)).dismiss.fault
+        fault = asyncio.run(dismissal(cluster, tmp_path))
         assert fault.kind == "VersionMismatch"
         assert "0.0.1" in fault.why
         assert cluster.chat("Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
