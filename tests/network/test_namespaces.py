@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,7 +142,22 @@ def test_the_doctor_sees_the_interface_and_the_scheduler(
     assert f"ok    schedulers: studio ({SCHEDULER_ID})" in done.stdout
 
 
-def test_nodes_that_are_told_nothing_join_their_scheduler_and_a_chat_completes(
+def ask(home: Path, machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command on one machine, run to its end."""
+    done = subprocess.run(
+        [*machine.prefix, *COMMAND, *arguments],
+        cwd=home,
+        env=environment(home / machine.namespace),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_node_that_is_let_in_and_one_with_the_join_command_serve_a_chat(
     tmp_path: Path, machines: list[Machine]
 ) -> None:
     model = make_model(tmp_path / "tiny", layers=4, hidden=32)
@@ -154,31 +170,20 @@ def test_nodes_that_are_told_nothing_join_their_scheduler_and_a_chat_completes(
             return stack.enter_context(running(home, *arguments, prefix=machine.prefix))
 
         scheduler = start(brain, "run", "-m", str(model), "-n", "2")
+        command = shlex.split(scheduler.wait_for("Join: "))
         scheduler.wait_for("Listening: ")
-        nodes = [start(machine, "join", "--name", machine.address) for machine in muscles]
-        for member in nodes:
-            member.wait_for("Joined 12D3KooW")
+        told_nothing = start(muscles[0], "join", "--name", muscles[0].address)
+        mark = told_nothing.wait_for("Waiting to be let in. Fingerprint: ")
+        invited = start(muscles[1], *command[1:], "--name", muscles[1].address)
+        invited.wait_for("Joined 12D3KooW")
+        approval = ask(tmp_path, brain, "nodes", "approve", mark)
+        assert muscles[0].address in approval.stdout
+        told_nothing.wait_for("Joined 12D3KooW")
+        nodes = [told_nothing, invited]
         scheduler.wait_for("Ready: ", timeout_s=120)
-        answer = subprocess.run(
-            [*brain.prefix, *COMMAND, "chat", "hello", "--temperature", "0", "--max-tokens", "16"],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert answer.stdout.strip()
-        status = subprocess.run(
-            [*brain.prefix, *COMMAND, "status", "--json"],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        prompt = ("chat", "hello", "--temperature", "0", "--max-tokens", "16")
+        assert ask(tmp_path, brain, *prompt).stdout.strip()
+        status = ask(tmp_path, brain, "status", "--json")
         cluster = json.loads(status.stdout)
         assert {node["name"] for node in cluster["node_list"]} == {"10.77.0.2", "10.77.0.3"}
         (first, cut), (again, last) = sorted(node["layers"] for node in cluster["node_list"])

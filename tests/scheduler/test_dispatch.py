@@ -287,7 +287,7 @@ async def test_an_answer_that_nobody_can_go_on_with_says_how_much_memory_is_miss
 ) -> None:
     monkeypatch.setattr(dispatch, "HeadLink", Link)
     Link.made.clear()
-    dispatcher = Dispatcher(Limits(), unheard, missing_bytes=lambda: 12_345)
+    dispatcher = Dispatcher(Limits(), member("boss"), unheard, missing_bytes=lambda: 12_345)
     dispatcher.start()
     dispatcher.ring_up(1, "n", [], 4, 1.0)
     answer = ask(dispatcher)
