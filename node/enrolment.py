@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from parallax.fabric import bounds
 from parallax.fabric.certificates import SKEW, key_pem, new_key, signing_request
 from parallax.fabric.channels import open_to_scheduler
 from parallax.fabric.credentials import Credentials, Papers, out_of_time
@@ -165,6 +166,7 @@ class Enrolment:
                     "Check the address and that 'parallax run' is running there",
                     address=f"{endpoint.host}:{endpoint.port}",
                 ) from None
+            bounds.check(reply)
             if reply.protocol != PROTOCOL:
                 raise VersionMismatch(
                     "The scheduler speaks another version of the protocol",

@@ -139,6 +139,7 @@ class EnrolService(rpc.EnrolServicer):
             return reply
         host = caller_host(context.peer())
         try:
+            bounds.check(request)
             check(request, self._scheduler_id)
             # Issued before anybody is asked: what is wrong with the request must cost no token.
             bound = self._authority.issue(request.csr, request.node_id, self._limits.certificate_s)
