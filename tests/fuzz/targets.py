@@ -152,6 +152,7 @@ def joins() -> Iterator[Target]:
     from parallax.scheduler.model_facts import read_facts
     from parallax.scheduler.store import Store
     from tests.models import make_model
+    from tests.trust import member
 
     place = tempfile.TemporaryDirectory()
     home = Path(place.name)
@@ -163,7 +164,7 @@ def joins() -> Iterator[Target]:
     async def attend(data: bytes) -> None:
         messages = list(parts(data))
         store: Any = _ClosedStore()
-        cluster = ClusterService(settings, "boss", store, Metrics(), lambda _: None)
+        cluster = ClusterService(settings, member("boss"), store, Metrics(), lambda _: None)
         cluster._wishes.chosen = Chosen(folder, facts, 1)
         link = NodeLink()
         try:
