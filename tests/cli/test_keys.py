@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from parallax.cli.checks import ports
 from parallax.cli.client import connect
 from parallax.fabric.errors import BadSetting, KeyRefused, SchedulerUnreachable
 from parallax.fabric.local_key import LocalKey, kept, read
-from parallax.fabric.settings import ClientSettings
+from parallax.fabric.settings import ClientSettings, SchedulerSettings, load
 from tests.cli.canned import Canned, canned
 from tests.cli.processes import parallax, running
 from tests.scheduler.http.test_tls import make_pair
@@ -116,15 +117,10 @@ def test_a_scheduler_with_a_certificate_is_reached_safely(tmp_path: Path) -> Non
         client = connect(settings)
         assert client.base_url == page
         made = client.send("POST", "/admin/keys", {"admin": True})["data"]["key"]
-        doctor = parallax(
-            tmp_path,
-            "doctor",
-            PARALLAX_PORT=str(port),
-            PARALLAX_TLS_CERT=flags[1],
-            PARALLAX_TLS_KEY=flags[3],
-            PARALLAX_LOOPBACK_ONLY="true",
+        looked_at = SchedulerSettings(
+            port=port, grpc_port=0, tls_cert=pair.certificate, tls_key=pair.key
         )
-        assert f"{port} is served by a Parallax" in doctor.stdout, doctor.stdout + doctor.stderr
+        assert "served by a Parallax" in next(ports(looked_at)).detail
         # From another machine: the key, and the certificate.
         trusting = ClientSettings(url=page, api_key=made, ca_file=pair.certificate)
         assert connect(trusting).get("/admin/keys")["data"]
@@ -148,24 +144,28 @@ def test_a_file_without_a_certificate_is_told(tmp_path: Path) -> None:
             connect(settings)
 
 
+def test_a_certificate_that_cannot_be_read_ends_the_start_with_advice(tmp_path: Path) -> None:
+    flags = ("--tls-cert", "a.pem", "--tls-key", "b.pem")
+    done = parallax(tmp_path, "run", "--loopback-only", "--port", "0", "--grpc-port", "0", *flags)
+    assert done.returncode == 6, done.stderr
+    assert "cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--tls-cert", "a.pem"), "belong together"),
-        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "cannot be read"),
-        (("--cors-origin", "*"), "origin is written"),
-        (("--cors-origin", "https://a.example/path"), "origin is written"),
-        (("--cors-origin", "null"), "origin is written"),
-        (("--allowed-host", "https://a.example"), "no name of a host"),
+        ({"tls_cert": "a.pem"}, "belong together"),
+        ({"cors_origin": ["*"]}, "origin is written"),
+        ({"cors_origin": ["https://a.example/path"]}, "origin is written"),
+        ({"cors_origin": ["null"]}, "origin is written"),
+        ({"allowed_host": ["https://a.example"]}, "no name of a host"),
+        ({"keys": "perhaps"}, "auto"),
     ],
 )
-def test_wrong_settings_of_http_end_the_start_with_advice(
-    tmp_path: Path, flags: tuple[str, ...], said: str
-) -> None:
-    done = parallax(tmp_path, "run", "--loopback-only", "--port", "0", "--grpc-port", "0", *flags)
-    assert done.returncode == 6, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_settings_of_http_are_refused(flags: dict[str, object], said: str) -> None:
+    with pytest.raises(BadSetting, match=said):
+        load(SchedulerSettings, flags)
 
 
 def test_a_client_never_goes_without_checking_a_name() -> None:

@@ -146,10 +146,14 @@ def test_a_page_of_another_site_neither_reads_nor_changes_anything(page: Page) -
             page.goto(f"http://127.0.0.1:{server.server_port}/")
             outcomes = page.evaluate(PRIES, cluster.url)
             status = cluster.status()
+            # A name of somebody else's that now points here, as after DNS rebinding.
+            rebound = page.goto(cluster.url.replace("127.0.0.1", "rebound.example"))
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+    assert rebound
+    assert rebound.status == 421
     # What is opaque was answered with an error, and cannot be read anyhow.
     assert set(outcomes) <= {"refused", "opaque"}, outcomes
     assert outcomes[:2] == ["refused", "refused"]

@@ -60,7 +60,7 @@ async def test_the_second_request_of_a_connection_has_no_more_time_than_the_firs
 
 
 async def test_a_connection_that_says_nothing_is_closed(says):
-    async with site(says("a"), header_s=0.3, keepalive_s=0.6) as here:
+    async with site(says("a"), header_s=0.5, keepalive_s=0.7) as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
         assert await ends(reader) == b""
         writer.close()
@@ -74,10 +74,10 @@ async def test_a_connection_that_says_nothing_is_closed(says):
 async def test_an_answer_may_take_longer_than_a_head(says):
     cluster, goes_on = says("a"), asyncio.Event()
     cluster.script.insert(0, goes_on)
-    async with site(cluster, header_s=0.2) as here:
+    async with site(cluster, header_s=0.5) as here:
         chat = asyncio.create_task(here.chat())
         await until(lambda: cluster.running == 1)
-        await asyncio.sleep(0.5)  # longer than the limit: nothing is to happen
+        await asyncio.sleep(0.8)  # longer than the limit: nothing is to happen
         goes_on.set()
         assert (await chat)[0] == 200
 

@@ -110,7 +110,7 @@ async def test_old_tls_and_no_tls_are_refused(says, pair):
 
 async def test_those_that_never_finish_tls_are_counted_and_closed(says, pair):
     tls = server_context(pair.certificate, pair.key)
-    async with site(says("a"), tls=tls, connections=2, header_s=1.0) as here:
+    async with site(says("a"), tls=tls, connections=2, header_s=1.5) as here:
         silent = [await asyncio.open_connection("127.0.0.1", here.port) for _ in range(2)]
         await asyncio.sleep(0.1)  # both are taken in before the third comes
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
