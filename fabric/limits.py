@@ -40,6 +40,7 @@ class Limits(BaseModel):
     retry_after_s: Count = 5
     request_s: Positive = 600.0  # deadline of a whole request
     body_bytes: Count = 4 << 20
+    bodies_bytes: Count = 256 << 20  # of all bodies that are coming in
     disconnect_s: Positive = 2.0
 
     # HTTP connections.
@@ -73,6 +74,8 @@ class Limits(BaseModel):
             raise ValueError("piece_bytes must be below message_bytes")
         if self.frame_bytes < self.piece_bytes:
             raise ValueError("frame_bytes must be at least piece_bytes")
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError("bodies_bytes must be at least body_bytes")
         if self.queue_wait_s > self.request_s:
             raise ValueError("queue_wait_s must not exceed request_s")
         return self

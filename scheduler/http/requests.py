@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from parallax.fabric.errors import BodyTooLarge, InvalidRequest, TooSlow, UnsupportedField
 from parallax.fabric.limits import Limits
+from parallax.scheduler.http.keys import BODIES
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -221,13 +222,18 @@ async def read_json(request: web.Request, limits: Limits) -> dict[str, Any]:
     Raises:
         BodyTooLarge: it is over ``limits.body_bytes``.
         TooSlow: it did not come in time.
+        QueueFull: too many large ones come in at once.
         InvalidRequest: it is no JSON object.
     """
-    if request.content_length is not None and request.content_length > limits.body_bytes:
+    size = request.content_length
+    if size is not None and size > limits.body_bytes:
         raise too_large(limits)
+    if size is None or "Content-Encoding" in request.headers:
+        size = limits.body_bytes  # it may grow to that
     try:
-        async with asyncio.timeout(limits.body_s):
-            body = await request.read()
+        with request.app[BODIES].reserve(size):
+            async with asyncio.timeout(limits.body_s):
+                body = await request.read()
     except TimeoutError as error:
         raise TooSlow(
             "The request's body did not come in time",

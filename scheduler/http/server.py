@@ -21,11 +21,13 @@ from parallax.scheduler.generation import Cluster, ServedModel
 from parallax.scheduler.http import admin, api_keys, chat, models, page, setup, status
 from parallax.scheduler.http import departures as admin_departures
 from parallax.scheduler.http.access import Access
+from parallax.scheduler.http.bodies import Bodies
 from parallax.scheduler.http.connections import Site
 from parallax.scheduler.http.errors import errors
 from parallax.scheduler.http.guard import add_headers, guard
 from parallax.scheduler.http.keys import (
     ACCESS,
+    BODIES,
     CLOSING,
     CLUSTER,
     DEPARTURES,
@@ -70,6 +72,7 @@ def make_app(
     app[ACCESS] = access or Access()
     app[KEY_RING] = keys or KeyRing()
     app[KEY_STORE] = key_store
+    app[BODIES] = Bodies(limits.bodies_bytes)
     app[CLUSTER] = cluster
     app[LIMITS] = limits
     app[METRICS] = metrics

@@ -14,6 +14,7 @@ from parallax.fabric.limits import DEFAULT_LIMITS, Limits
         ({"silence_s": 1.5}, "silence_s must be at least twice"),
         ({"piece_bytes": 4 << 20}, "piece_bytes must be below"),
         ({"frame_bytes": 1000}, "frame_bytes must be at least"),
+        ({"bodies_bytes": 1000}, "bodies_bytes must be at least"),
         ({"queue_wait_s": 700}, "queue_wait_s must not exceed"),
         ({"connect_s": 0}, "connect_s"),
         ({"lane_rows": -1}, "lane_rows"),

@@ -9,6 +9,7 @@ import pytest
 
 from parallax.scheduler.http import connections
 from parallax.scheduler.http.access import Access
+from parallax.scheduler.http.keys import BODIES
 from tests.scheduler.http.scripted import site, until
 from tests.scheduler.http.test_clients import request_bytes
 from tests.scheduler.http.test_guard import refused
@@ -102,6 +103,27 @@ async def test_a_body_without_a_key_is_not_waited_for(says):
         writer.close()
 
 
+async def test_bodies_that_come_in_slowly_cannot_take_all_memory(says):
+    async with site(says("a"), body_bytes=10_000, bodies_bytes=25_000) as here:
+        bodies = here.app[BODIES]
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            "Content-Type: application/json\r\nContent-Length: 9000\r\n\r\n"
+        )
+        slow = []
+        for _ in range(2):
+            slow.append((await asyncio.open_connection("127.0.0.1", here.port))[1])
+            slow[-1].write(head.encode())
+        await until(lambda: bodies.reserved == 18_000)
+        status, answer = await here.chat("x" * 8000)
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert (await here.chat("Hi"))[0] == 200  # there is room for small ones
+        for writer in slow:
+            writer.close()
+        await until(lambda: bodies.reserved == 0)
+        assert (await here.chat("x" * 8000))[0] == 400  # read, and longer than the context
+
+
 @pytest.mark.parametrize("path", ["chat", "status"])
 async def test_a_client_that_does_not_read_is_ended(says, monkeypatch, path):
     monkeypatch.setattr(connections, "_SEND_BUFFER_BYTES", 4096)
@@ -127,7 +149,7 @@ async def test_an_answer_that_nobody_takes_is_not_kept_after_it_ended(says, monk
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect(("127.0.0.1", here.port))
-        slow.sendall(GET.replace(b"/health", b"/metrics") * 10)
+        slow.sendall(GET.replace(b"/health", b"/style.css") * 3)  # less than aiohttp waits for
         await until(lambda: refused(here, "slow_reader") == 1, 20)
         slow.close()
 
