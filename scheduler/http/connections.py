@@ -128,6 +128,7 @@ class Connection(asyncio.Protocol):
         self._address = ""
         self._waits: asyncio.TimerHandle | None = None  # for the rest of a head
         self._stuck: asyncio.TimerHandle | None = None  # for the client to read
+        self._unread_s: float | None = None  # since when something waits for it
         self._early: list[bytes] = []  # came before aiohttp's protocol was there
         self._entered = False
         self._busy = False
@@ -182,14 +183,14 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Something that was written waits for the client."""
         if self._http is not None:
-            self._stuck = self._loop.call_later(self._all.limits.reader_s, self._is_stuck)
+            self._unread_s = self._loop.time()
+            if self._stuck is None:  # else the last one's looks again when it is due
+                self._stuck = self._loop.call_later(self._all.limits.reader_s, self._is_stuck)
             self._http.pause_writing()
 
     def resume_writing(self) -> None:
         """The client has taken all of it."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+        self._unread_s = None
         if self._http is not None:
             self._http.resume_writing()
 
@@ -244,6 +245,12 @@ class Connection(asyncio.Protocol):
 
     def _is_stuck(self) -> None:
         self._stuck = None
+        if self._unread_s is None:
+            return
+        due_s = self._unread_s + self._all.limits.reader_s
+        if self._loop.time() < due_s:
+            self._stuck = self._loop.call_at(due_s, self._is_stuck)
+            return
         self._all.metrics.refused("slow_reader")
         self._abort()
 
