@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def orders() -> Iterator[Target]:
             form = order.form
             check_form(form)
             conductor = Conductor(form.epoch, form.shape, len(form.stages), list(form.costs))
-            now, waiting = 0.0, list[wire.Frame]()
+            now, waiting = 0.0, deque[wire.Frame]()
             for message in given[1:]:
                 now += 1.0
                 head = wire.HeadOrder.FromString(message)
@@ -127,12 +128,12 @@ def orders() -> Iterator[Target]:
                     waiting += conductor.cancel(head.cancel).frames
                 else:
                     waiting += conductor.beat(now).frames
-                for frame in waiting[:4]:
+                for _ in range(min(4, len(waiting))):
+                    frame = waiting.popleft()
                     back = wire.Frame(epoch=frame.epoch, number=frame.number, kind=frame.kind)
                     if frame.kind == wire.DECODE:
                         back.tokens.extend([1] * len(frame.tokens))
                     waiting += conductor.returned(back, now).frames
-                del waiting[:4]
                 conductor.load().SerializeToString()
 
     yield run
