@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="grow the corpus")
     parser.add_argument("--crashes", type=Path, help="folder for inputs that crash")
     given = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        parser.error("atheris is not installed; it is for Linux: make fuzz")
     unknown = set(given.targets) - set(TARGETS)
     if unknown:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
