@@ -22,7 +22,7 @@ from parallax.proto import wire_pb2 as wire
 
 MOST_CHARACTERS = 4096  # of a string
 MOST_NAME = 256  # of a string that names something
-MOST_MESSAGES = 1024  # in a list, or entries of a map
+MOST_MESSAGES = 4096  # in a list, or entries of a map
 MOST_NUMBERS = 1 << 21  # in a list: token ids
 MOST_BYTES = 1 << 50
 MOST_REAL = 1e18
