@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.channels import listen
+from parallax.fabric.errors import MessageRefused
 from parallax.fabric.limits import Limits
 from parallax.node.attendance import Attendance
 from parallax.proto import wire_pb2 as wire
@@ -91,3 +93,42 @@ async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer()
         async with asyncio.timeout(60):
             await attending
         await scheduler.heard_of("goodbye")
+
+
+class Senseless(rpc.MembershipServicer):
+    """A scheduler whose order makes no sense."""
+
+    async def Attend(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.NodeOrder]:
+        peers = [wire.StagePlace(node_id="\x1b[2J")]
+        yield wire.NodeOrder(probe=wire.ProbeLinks(peers=peers))
+        await asyncio.Event().wait()
+
+
+async def test_an_order_without_sense_ends_the_stream_and_is_not_followed() -> None:
+    async def no_orders(order: wire.NodeOrder) -> None:
+        raise AssertionError(order)
+
+    addresses = listening_addresses(loopback_only=True)
+    server, port = await listen(
+        addresses,
+        0,
+        credentials=member("boss"),
+        gate=everyone(),
+        limits=LIMITS,
+        register=lambda server: rpc.add_MembershipServicer_to_server(Senseless(), server),
+    )
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(MessageRefused, match="node_id"):
+                await Attendance(LIMITS, member("node"), tally(), lambda now: 0.0).attend(
+                    [wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")],
+                    peer("boss"),
+                    wire.Hello(),
+                    orders=no_orders,
+                    health=lambda now: [],
+                    held=list,
+                    beside=nothing,
+                    stopping=asyncio.Event(),
+                )
+    finally:
+        await server.stop(None)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.channels import listen
@@ -19,7 +20,7 @@ from tests.trust import everyone, member, peer
 
 
 class Talking(rpc.HeadServicer):
-    """A head that reports once and stays."""
+    """A head that reports once, of ring 1, and stays."""
 
     async def Serve(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.HeadReport]:
         yield wire.HeadReport(epoch=1)
@@ -39,7 +40,10 @@ class Failing:
         self.lost.set_result(error)
 
 
-async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud() -> None:
+@pytest.mark.parametrize(
+    ("ring", "why"), [(1, "ZeroDivisionError"), (2, "a ring that is not its own")]
+)
+async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud(ring: int, why: str) -> None:
     addresses = listening_addresses(loopback_only=True)
 
     def register(server: grpc.aio.Server) -> None:
@@ -55,11 +59,11 @@ async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud() -> None:
     )
     listener = Failing()
     endpoint = wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")
-    link = HeadLink(1, peer("a"), [endpoint], listener, Limits(), member("boss"))
+    link = HeadLink(ring, peer("a"), [endpoint], listener, Limits(), member("boss"))
     try:
         async with asyncio.timeout(60):
             error = await listener.lost
-        assert "ZeroDivisionError" in error.why
+        assert why in error.why
     finally:
         await link.close()
         await server.stop(None)

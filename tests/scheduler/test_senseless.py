@@ -10,11 +10,14 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from parallax.fabric.addresses import listening_addresses
+from parallax.fabric.channels import listen, open_channel
 from parallax.fabric.errors import MessageRefused
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.control import MembershipService, NodeLink
+from tests.trust import authority, everyone, member, peer, tally
 
 
 class Desk:
@@ -38,32 +41,42 @@ class Desk:
         self.refused.append(sender)
 
 
-HELLO = wire.Hello(facts=wire.NodeFacts(node_id="n"))
+HELLO = wire.Hello(facts=wire.NodeFacts(node_id=peer("n")))
 
 
 async def attend(desk: Desk, *reports: Any) -> list[wire.NodeOrder]:
-    """One stream with these reports; the orders that came back, or the error it ended with."""
-    server = grpc.aio.server()
-    rpc.add_MembershipServicer_to_server(MembershipService(desk, Limits()), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    """One stream with these reports; the orders that came back."""
+    service = MembershipService(desk, authority(), Limits(), tally())
+    addresses = listening_addresses(loopback_only=True)
+    server, port = await listen(
+        addresses,
+        0,
+        credentials=member("boss"),
+        gate=everyone(),
+        limits=Limits(),
+        register=lambda server: rpc.add_MembershipServicer_to_server(service, server),
+    )
 
     async def sent() -> AsyncIterator[wire.NodeReport]:
         for report in reports:
             yield report
         await asyncio.sleep(60)
 
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        try:
-            async with asyncio.timeout(30):
-                return [order async for order in rpc.MembershipStub(channel).Attend(sent())]
-        finally:
-            await server.stop(None)
+    endpoint = wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")
+    channel, _ = await open_channel(
+        [endpoint], peer("boss"), limits=Limits(), credentials=member("n")
+    )
+    try:
+        async with asyncio.timeout(30):
+            return [order async for order in rpc.MembershipStub(channel).Attend(sent())]
+    finally:
+        await channel.close()
+        await server.stop(None)
 
 
 async def test_a_hello_without_sense_is_dismissed_with_the_reason() -> None:
     desk = Desk()
-    hello = wire.Hello(facts=wire.NodeFacts(node_id="n", flops=math.nan))
+    hello = wire.Hello(facts=wire.NodeFacts(node_id=peer("n"), flops=math.nan))
     (order,) = await attend(desk, wire.NodeReport(hello=hello))
     assert order.dismiss.fault.kind == "MessageRefused"
     assert "flops" in order.dismiss.fault.why
@@ -79,4 +92,4 @@ async def test_a_report_without_sense_ends_its_stream_with_the_reason() -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "since_progress_s" in str(caught.value.details())
     await asyncio.wait_for(desk.lost.wait(), 30)
-    assert (desk.heard, desk.refused) == (["hello", "heartbeat"], ["n"])
+    assert (desk.heard, desk.refused) == (["hello", "heartbeat"], [peer("n")])
