@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from parallax.fabric.errors import AdminOnly, KeyRefused, WrongMediaType
+from parallax.fabric.hosts import host_of, is_loopback
 from parallax.scheduler.api_keys import Holder
 from parallax.scheduler.http.access import (
     Level,
@@ -34,7 +35,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
 }
 # For what is no page, should a browser show it.
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -126,6 +126,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers.setdefault("Content-Security-Policy", _POLICY)
     headers["Server"] = "Parallax"  # and not which versions of what
     access = request.app[ACCESS]
+    # Browsers take it over TLS or from loopback, and complain of it elsewhere.
+    if access.secure or is_loopback(host_of(request.headers.get("Host", "")) or ""):
+        headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if access.origins:
         headers["Vary"] = "Origin"
         origin = allowed_origin(access, request.headers.get("Origin"))

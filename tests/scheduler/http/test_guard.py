@@ -8,7 +8,7 @@ import json
 import pytest
 
 from parallax.scheduler.api_keys import KeyRecord, KeyRing, digest_of
-from parallax.scheduler.http.access import Access
+from parallax.scheduler.http.access import Access, Level, level_of
 from tests.scheduler.http.scripted import site, until
 
 LOCKED = Access(keys_required=True)
@@ -259,6 +259,19 @@ async def test_a_named_origin_may_ask_and_no_other(says):
         )
         assert (status, code) == (403, "cross_site")
         assert "Access-Control-Allow-Origin" not in headers
+
+
+async def test_whatever_changes_something_takes_an_admin_key_and_answers_take_any(says):
+    async with site(says("a")) as here:
+        changing = {
+            route.resource.canonical
+            for route in here.app.router.routes()
+            if route.method not in ("GET", "HEAD")
+        }
+        assert {"/v1/chat/completions", "/scheduler/init", "/admin/keys"} <= changing
+        for place in changing:
+            expected = Level.KEY if place.startswith("/v1/") else Level.ADMIN
+            assert level_of(place, frozenset()) is expected, place
 
 
 async def test_every_answer_tells_browsers_to_be_careful(says):
