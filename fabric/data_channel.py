@@ -41,7 +41,7 @@ STRANGERS = 16  # connections that have not shown a ticket yet; the oldest make 
 ACCEPT_AGAIN_S = 0.5
 _WELCOME = b"\x01"
 _LENGTH = struct.Struct("<I")
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 _INLINE_BYTES = 256 << 10  # what the caller encrypts itself; a thread does it for more
 
 
@@ -258,6 +258,7 @@ def _listen(addresses: Sequence[Address], port: int) -> tuple[int, list[socket.s
 def _read(connection: ssl.SSLSocket, receiver: Receiver, limit_bytes: int) -> None:
     """Hands on messages until the connection ends."""
     held = bytearray()
+    taken = memoryview(bytearray(_READ_BYTES))
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     pause_at = math.inf
@@ -281,10 +282,10 @@ def _read(connection: ssl.SSLSocket, receiver: Receiver, limit_bytes: int) -> No
                 if left_s <= 0 or not (connection.pending() or poll.poll(1000 * left_s)):
                     receiver.pause()
                     pause_at = math.inf
-            data = connection.recv(_READ_BYTES)
-            if not data:
+            count = connection.recv_into(taken)  # at most one record of TLS
+            if not count:
                 break
-            held += data
+            held += taken[:count]
         if held:
             raise FrameRefused("A connection ended in the middle of a message")
     except ParallaxError as error:

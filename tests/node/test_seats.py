@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from parallax.fabric.addresses import listening_addresses
-from parallax.fabric.channels import listen, stop_listening
+from parallax.fabric.channels import listen, open_channel, stop_listening
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.limits import Limits
 from parallax.node.compute import Compute
@@ -86,6 +86,7 @@ async def listening_node(
 
     def register(server: grpc.aio.Server) -> None:
         rpc.add_RingServicer_to_server(made.seats, server)
+        rpc.add_HeadServicer_to_server(made.seats, server)
 
     server, port = await listen(
         LOOPBACK,
@@ -261,3 +262,49 @@ async def test_epochs_only_grow_until_another_scheduler_gives_them() -> None:
         one.seats.form(form(4))
         await until(lambda: len(one.kinds()) == 3)
         assert one.kinds() == ["joined", "broken", "joined"]
+
+
+async def test_frames_are_taken_from_the_stage_before_and_orders_from_the_scheduler_alone() -> None:
+    async with (
+        listening_node("one", None) as (one, at_one),
+        listening_node("two", None) as (two, at_two),
+    ):
+        at_one.end, at_two.first, at_two.end = 2, 2, 4
+        ring = form(1, at_two)
+        ring.stages[0].CopyFrom(at_one)
+        one.seats.form(ring)
+        second_form = wire.FormRing()
+        second_form.CopyFrom(ring)
+        second_form.index = 1
+        two.seats.form(second_form)
+        await until(lambda: one.kinds() == ["joined"] and two.kinds() == ["joined"])
+
+        async def answer(name: str, service: str) -> grpc.StatusCode | None:
+            """How the head answers a member that wants to send it frames, or give it orders."""
+            channel, _ = await open_channel(
+                list(at_one.endpoints), peer("one"), limits=one.limits, credentials=member(name)
+            )
+            async with channel:
+                try:
+                    if service == "flow":
+                        call: Any = rpc.RingStub(channel).Flow(timeout=30)
+                        opening = wire.FlowOpen(epoch=1, from_stage=1, to_stage=0)
+                        await call.write(wire.FramePiece(open=opening))
+                        frame = wire.Frame(epoch=1, number=0, kind=wire.BEAT)
+                        await call.write(wire.FramePiece(frame=frame))
+                    else:
+                        call = rpc.HeadStub(channel).Serve(timeout=30)
+                        await call.write(wire.HeadOrder(epoch=9))
+                    await call.read()
+                except grpc.aio.AioRpcError as error:
+                    return error.code()
+                return None
+
+        denied = grpc.StatusCode.PERMISSION_DENIED
+        assert await answer("thief", "flow") is denied
+        assert await answer("boss", "flow") is denied  # not even the scheduler
+        assert await answer("two", "orders") is denied
+        assert await answer("boss", "orders") is grpc.StatusCode.ABORTED  # no such ring
+        assert one.tally.totals(0.0) == {"stage": 2, "scheduler": 1}
+        assert one.kinds() == two.kinds() == ["joined"], "the ring went on"
+        await until(lambda: one.seats.health(0.0)[0].ring_round_trip_s > 0)
