@@ -50,6 +50,7 @@ HEAD_START_S = 0.25  # before the next endpoint is tried too (RFC 8305, happy ey
 MESSAGE_SLACK_BYTES = 64 << 10  # what surrounds a piece in its message
 PORT_TRIES = 20
 STRANGER_CALLS = 256  # at once, of the enrol listener
+STRANGER_IDLE_MS = 60_000  # without a call
 STRANGER_BYTES = 64 << 10  # of one message to it
 
 Connect = Callable[[wire.Endpoint], Coroutine[Any, Any, tuple[grpc.aio.Channel, wire.Endpoint]]]
@@ -93,6 +94,7 @@ def _server_options(limits: Limits, *, strangers: bool) -> list[tuple[str, int |
     return [
         *_options(limits, receive_bytes),
         ("grpc.server_handshake_timeout_ms", int(limits.connect_s * 1000)),
+        *([("grpc.max_connection_idle_ms", STRANGER_IDLE_MS)] if strangers else []),
         ("grpc.so_reuseport", 0),  # a port that is taken must be noticed
         # Pings as often as clients send them are welcome.
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),

@@ -90,10 +90,10 @@ async def _look(
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the identity in it is checked below
     context.set_alpn_protocols(["h2"])
-    if credentials is not None:
-        load_chain(context, credentials.papers)
     turned_away: str | None = None
     try:
+        if credentials is not None:
+            load_chain(context, credentials.papers)
         async with asyncio.timeout(limits.connect_s):
             reader, writer = await asyncio.open_connection(
                 endpoint.host, endpoint.port, ssl=context, server_hostname=""

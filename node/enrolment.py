@@ -68,6 +68,7 @@ class Enrolment:
         self._on_event = on_event
         self._fresh = False  # whether the certificate is of the last try to enrol
         self.refused = False  # for good: the scheduler has said no
+        self.waits_for = ""  # the scheduler that has this node wait, if one does
 
     async def enrol(self, target: Target, *, named: bool) -> tuple[str, list[wire.Endpoint]]:
         """Makes this node a member, if it is not, and asks where members attend.
@@ -108,6 +109,7 @@ class Enrolment:
             reply = await self._until_let_in(channel, endpoint, scheduler_id, request)
         finally:
             await channel.close()
+        self.waits_for = ""
         if key is not None:
             self._adopt(key_pem(key), reply.certificate, scheduler_id)
             self._fresh = True
@@ -180,6 +182,7 @@ class Enrolment:
                     self.refused = True
                     raise from_fault(reply.refused)
                 case "waiting":
+                    self.waits_for = scheduler_id
                     if told != reply.waiting.fingerprint:
                         told = reply.waiting.fingerprint
                         self._on_event(AwaitsApproval(scheduler_id, told))

@@ -231,6 +231,8 @@ class NodeService:
                     raise
                 log.warning("%s", error.sentence)
             except ParallaxError as error:
+                # From then on it is known which scheduler this is about, and waited for.
+                known = known or self._enrolment.waits_for
                 if not known or fatal(error) or self._enrolment.refused:
                     raise
                 self._on_event(Problem(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -101,6 +102,45 @@ def test_a_certificate_that_does_not_prove_its_identity_is_refused() -> None:
 def test_what_is_no_certificate_is_refused(junk: bytes) -> None:
     with pytest.raises(PeerMismatch):
         read(junk)
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """The same with a few bytes changed, left out or added."""
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at, what = rng.randrange(len(found)), rng.random()
+        if what < 0.7:
+            found[at] ^= 1 << rng.randrange(8)
+        elif what < 0.85:
+            del found[at : at + rng.randrange(1, 5)]
+        else:
+            found[at:at] = rng.randbytes(rng.randrange(1, 5))
+    return bytes(found)
+
+
+def test_damaged_bytes_are_refused_and_never_taken_for_somebody_else() -> None:
+    rng = random.Random(7)
+    bound = self_signed(identity("a"), new_key())
+    der = bound.certificate.public_bytes(serialization.Encoding.DER)
+    request = signing_request(identity("a"), new_key())
+    refused = 0
+    for _ in range(1000):
+        try:
+            assert read(damaged(rng, der)).peer_id == peer("a")
+        except PeerMismatch:
+            refused += 1
+        if (other := damaged(rng, request)) != request:
+            with pytest.raises(PeerMismatch):
+                authority().issue(other, peer("a"), 60)
+    assert 300 < refused < 1000
+
+
+def test_a_version_that_does_not_exist_is_refused() -> None:
+    request = bytearray(signing_request(identity("a"), new_key()))
+    at = request.index(b"\x02\x01\x00") + 2  # INTEGER 0, the version
+    request[at] = 8
+    with pytest.raises(PeerMismatch):
+        authority().issue(bytes(request), peer("a"), 60)
 
 
 def test_a_name_for_tls_is_the_peer_id_in_other_letters() -> None:

@@ -23,6 +23,7 @@ from parallax.fabric.errors import (
     JoinRefused,
     NotAdmitted,
     PeerMismatch,
+    SchedulerUnreachable,
 )
 from parallax.fabric.events import AwaitsApproval, Event
 from parallax.fabric.identity import fingerprint
@@ -51,14 +52,17 @@ TOKEN = "a token that nobody else may see"
 class Door:
     """Answers as it is told, and remembers who asked."""
 
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[Verdict | Exception] = field(default_factory=list)
     asked: list[tuple[str, str, str, bool]] = field(default_factory=list)
 
     async def ask(
         self, node_id: str, name: str, token: str, *, local: bool, address: str
     ) -> Verdict:
         self.asked.append((node_id, name, token, local))
-        return self.verdicts.pop(0) if self.verdicts else Admitted()
+        verdict = self.verdicts.pop(0) if self.verdicts else Admitted()
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
 
 
 @dataclass
@@ -259,6 +263,21 @@ async def test_a_node_waits_until_it_is_let_in_and_says_what_to_compare(
         await node.enrol(place.target())
     assert node.events == [AwaitsApproval(peer("boss"), print_)]
     assert len(place.door.asked) == 3
+
+
+async def test_a_node_that_waits_knows_for_whom_when_the_scheduler_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "POLL_S", 0.01)
+    node = Node(tmp_path, token="")
+    async with enrolling() as place:
+        place.door.verdicts = [Waiting("x"), RuntimeError("the power failed")]
+        with pytest.raises(SchedulerUnreachable):
+            await node.enrol(place.target())
+        assert node.enrolment.waits_for == peer("boss")
+        assert not node.enrolment.refused
+        await node.enrol(place.target())
+        assert node.enrolment.waits_for == ""
 
 
 async def test_a_node_that_is_refused_hears_why(tmp_path: Path) -> None:
