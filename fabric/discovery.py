@@ -222,7 +222,7 @@ async def _search(
         if await info.async_request(network.zeroconf, RESOLVE_S * 1000):
             scheduler = read(info)
             if scheduler is not None:
-                found[scheduler.peer_id] = _merged(found.get(scheduler.peer_id), scheduler)
+                found[scheduler.peer_id] = merged(found.get(scheduler.peer_id), scheduler)
                 news.set()
 
     def on_change(
@@ -255,7 +255,7 @@ async def _search(
     return list(found.values())
 
 
-def _merged(known: Found | None, scheduler: Found) -> Found:
+def merged(known: Found | None, scheduler: Found) -> Found:
     """Two records of one peer id: one may be forged, so the places of both are tried."""
     if known is None:
         return scheduler

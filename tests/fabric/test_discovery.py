@@ -11,12 +11,14 @@ import pytest
 from zeroconf.asyncio import AsyncServiceInfo
 
 from parallax.fabric.discovery import (
+    MOST_PLACES,
     SERVICE,
     Found,
     advertise,
     choose,
     find_scheduler,
     find_schedulers,
+    merged,
     parse_target,
     read,
 )
@@ -195,3 +197,17 @@ def test_a_name_cannot_write_to_the_terminal() -> None:
     scheduler = read(advertisement(["10.0.0.1"], name="a\x1b[2Jb\n"))
     assert scheduler is not None
     assert scheduler.name == "a[2Jb"
+
+
+def test_a_forged_record_does_not_push_out_the_right_one() -> None:
+    def record(port: int) -> Found:
+        return Found(ALICE, "studio", PROTOCOL, (wire.Endpoint(host="10.0.0.1", port=port),))
+
+    both = merged(merged(None, record(3002)), record(666))  # TLS says which is right
+    assert [e.port for e in both.endpoints] == [3002, 666]
+    assert merged(both, record(666)) == both
+    many = both
+    for port in range(1, 1000):
+        many = merged(many, record(port))
+    assert len(many.endpoints) == MOST_PLACES
+    assert many.endpoints[0].port == 3002
