@@ -31,7 +31,7 @@ from parallax.proto import wire_pb2_grpc as rpc
 
 log = logging.getLogger(__name__)
 
-PARCEL_BYTES = 4 << 20
+PARCEL_BYTES = 4 << 20  # at most
 PARCEL_BLOCKS = 64
 IN_FLIGHT = 3  # parcels asked of one source at once
 MOST_SOURCES = 8
@@ -158,10 +158,12 @@ class Fetch:
         )
         self._total = parts.size(names)
         self._done = self._total - self.missing_bytes
+        turns = (1 + len(self._peers)) * IN_FLIGHT * 2  # so that each source has some
+        size = min(PARCEL_BYTES, max(BLOCK_BYTES, self.missing_bytes // turns))
         parcels = [
             Parcel(file, part)
             for file, blocks in missing.items()
-            for run in parts.blocks[file].runs(blocks, PARCEL_BYTES)
+            for run in parts.blocks[file].runs(blocks, size)
             for part in _cut(run)
         ]
         self._plan = FetchPlan(parcels, patience_s=PATIENCE_S, now=time.monotonic())
@@ -178,6 +180,7 @@ class Fetch:
         self._progress(self._done, self._total)
         tasks = Tasks()
         lines = (self._scheduler, *self._peers)
+        workers: list[asyncio.Task[None]] = []
         try:
             workers = [tasks.start(self._settle(), awaited=True)]
             known = {line: asyncio.Event() for line in lines}
@@ -200,6 +203,7 @@ class Fetch:
                     raise _missing(self._parts.folder.name, self._reason())
         finally:
             await tasks.stop()
+            await asyncio.gather(*workers, return_exceptions=True)  # several may have failed
             for line in lines:
                 await line.close()
             await asyncio.shield(asyncio.to_thread(self._end))
