@@ -173,18 +173,47 @@ def _from_hub(name: str, download: bool) -> ModelFolder:
         except ModelError:
             if not download:
                 raise  # else: an interrupted download; the hub completes it
-    fetched = _fetch(name, local_only=False) if download else None
-    if fetched is None:
+    fetched = _found(_fetch(name, local_only=False) if download else None, name)
+    return open_folder(fetched, name=name, location=name)
+
+
+def _found(path: Path | None, name: str) -> Path:
+    if path is None:
         raise ModelNotFound(
             f"The model {name} is not on this machine",
             "It is not in the local Hugging Face cache, and nothing is downloaded here.",
             f"Fetch it with: hf download {name}",
             model=name,
         )
-    return open_folder(fetched, name=name, location=name)
+    return path
 
 
-def _fetch(name: str, *, local_only: bool) -> Path | None:
+def fetch_hub_snapshot(name: str) -> Path:
+    """Fetches the files of a hub's model without its weights: a folder called by its commit.
+
+    Raises:
+        ModelNotFound: the hub has no such model, or does not answer.
+    """
+    files = [pattern for pattern in _HUB_FILES if not pattern.endswith(".safetensors")]
+    return _found(_fetch(name, local_only=False, patterns=files), name)
+
+
+def fetch_hub_file(name: str, file: str, commit: str) -> Path:
+    """Fetches one file of a hub's model, whose commit is known.
+
+    Raises:
+        ModelNotFound: the hub does not give it out.
+    """
+    return _found(_fetch(name, local_only=False, patterns=[file], commit=commit), name) / file
+
+
+def _fetch(
+    name: str,
+    *,
+    local_only: bool,
+    patterns: list[str] = _HUB_FILES,
+    commit: str | None = None,
+) -> Path | None:
     """The snapshot of a hub id; None if it is looked for locally and is not there."""
     import huggingface_hub  # imports slowly, and most starts do not need it
     from huggingface_hub import errors
@@ -192,7 +221,7 @@ def _fetch(name: str, *, local_only: bool) -> Path | None:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=_HUB_FILES, local_files_only=local_only
+                name, allow_patterns=patterns, local_files_only=local_only, revision=commit
             )
         )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,21 +17,22 @@ import grpc
 import grpc.aio
 
 from parallax.fabric.blocks import BLOCK_BYTES, FileBlocks, Marks
+from parallax.fabric.models import DESCRIBING_FILES
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
 MOST_RANGES = 64  # of one Read
 MOST_READERS = 32  # at once: each takes a block or two of memory
 
+_WEIGHT_FILE = re.compile(r"model[\w.-]{0,160}\.safetensors", re.ASCII)
 _C = grpc.StatusCode
 
 
 class Holding(Protocol):
     """What there is here of one model."""
 
-    @property
-    def path(self) -> Path:
-        """The folder of its files."""
+    def file(self, name: str) -> Path:
+        """Where one of its weight files is."""
         ...
 
     @property
@@ -101,7 +103,7 @@ class WeightsService(rpc.WeightsServicer):
         try:
             for place in request.ranges:
                 data = await asyncio.to_thread(
-                    read_bytes, holding.path / request.file, place.begin, place.end
+                    read_bytes, holding.file(request.file), place.begin, place.end
                 )
                 yield wire.BytesRead(data=data)
                 self._sent(len(data))
@@ -135,6 +137,11 @@ class WeightsService(rpc.WeightsServicer):
             await context.abort(_C.NOT_FOUND, "this model is not known here")
             raise AssertionError  # abort has raised
         return holding
+
+
+def known_name(file: str) -> bool:
+    """Whether this is the name of a file that a model has: a plain name, no path."""
+    return file in DESCRIBING_FILES or _WEIGHT_FILE.fullmatch(file) is not None
 
 
 def read_bytes(file: Path, begin: int, end: int) -> bytes:

@@ -255,6 +255,9 @@ class Fetch:
             try:
                 await self._parcel(line, arrival)
             except (ClusterError, grpc.aio.AioRpcError, TimeoutError) as error:
+                if _awaited(error) and arrival.asked is self._scheduler:
+                    self._plan.awaited(source, parcel, time.monotonic())
+                    continue
                 self._why = await arrival.asked.failed(error)
                 self._plan.stopped(source, parcel, arrival.good, time.monotonic())
             except asyncio.CancelledError:
@@ -359,6 +362,12 @@ def _has(told: wire.HoldsTold, parts: Parts) -> Has:
         if entry.file in parts.blocks
     }
     return lambda file, block: file in held and block in held[file]
+
+
+def _awaited(error: Exception) -> bool:
+    """Whether the scheduler fetches the file itself just now."""
+    aborted = grpc.StatusCode.ABORTED
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() is aborted
 
 
 def _missing(model: str, why: str) -> WeightsMissing:

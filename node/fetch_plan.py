@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 PAUSE_FIRST_S = 0.25  # after a source was lost; doubled each time
 PAUSE_MOST_S = 5.0
+AWAIT_S = 0.5  # until a scheduler that waits for its hub is asked again
 
 Has = Callable[[str, int], bool]  # a file's block
 
@@ -105,6 +106,13 @@ class FetchPlan:
     def returned(self, source: str, parcel: Parcel, good: int, now: float) -> None:
         """The rest of a parcel was not asked for after all, through no fault of the source."""
         self._back(self._sources[source], parcel, good, now)
+
+    def awaited(self, source: str, parcel: Parcel, now: float) -> None:
+        """A parcel is on its way to where it comes from: patience begins anew."""
+        known = self._sources[source]
+        self._back(known, parcel, 0, now)
+        known.again_at = now + AWAIT_S
+        self._moved_at = now
 
     def hopeless(self, now: float) -> bool:
         """Whether waiting will not help: nothing came for long, or nobody is left to ask."""

@@ -30,6 +30,10 @@ class Whole:
     blocks: Mapping[str, FileBlocks]
     marks: Mapping[str, Marks] | None = None
 
+    def file(self, name: str) -> Path:
+        """Where one of its weight files is."""
+        return self.path / name
+
 
 class Library:
     """The models whose files this node has, whole or in parts; other members may read them.

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from parallax.fabric.blocks import Marks, blocks_of
 from parallax.fabric.errors import DiskFull, ModelBroken, ModelError
-from parallax.fabric.models import DESCRIBING_FILES, PARTS, ModelFolder, open_folder
+from parallax.fabric.models import PARTS, ModelFolder, open_folder
 from parallax.fabric.safetensors import HEADER_BYTES, folder_headers
+from parallax.fabric.weights_service import known_name
 from parallax.proto import wire_pb2 as wire
 
 MOST_FILES = 4096
@@ -28,7 +29,6 @@ MOST_FILE_BYTES = 1 << 46
 MOST_DESCRIBED_BYTES = 4 * HEADER_BYTES
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_WEIGHT_FILE = re.compile(r"model[\w.-]{0,160}\.safetensors", re.ASCII)
 
 
 class Parts:
@@ -58,6 +58,10 @@ class Parts:
     def path(self) -> Path:
         """The folder."""
         return self.folder.path
+
+    def file(self, name: str) -> Path:
+        """Where one of its weight files is."""
+        return self.path / name
 
     def missing(self, tensors: Iterable[str]) -> dict[str, list[int]]:
         """Blocks of these tensors that are not here, by file, rising."""
@@ -280,11 +284,6 @@ class Outline:
             shutil.rmtree(self._new, ignore_errors=True)
             raise
         return Parts(open_folder(self._path, name=name, location=location, parts=True))
-
-
-def known_name(file: str) -> bool:
-    """Whether this is the name of a file that a model has: a plain name, no path."""
-    return file in DESCRIBING_FILES or _WEIGHT_FILE.fullmatch(file) is not None
 
 
 def disk_error(error: OSError, path: Path) -> ModelError:

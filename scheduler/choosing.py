@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from parallax.fabric.errors import ParallaxError
-from parallax.fabric.models import ModelFolder, resolve
+from parallax.fabric.models import ModelFolder
 from parallax.fabric.tasks import Tasks, in_thread
 from parallax.scheduler.model_facts import ModelFacts, read_facts
+from parallax.scheduler.outline import resolve
 
 log = logging.getLogger(__name__)
 

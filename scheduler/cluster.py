@@ -166,6 +166,7 @@ class ClusterService:
         self._do(self.reconciler.want_none())
         self._roster.close()
         await self._choosing.stop()
+        self.weights.close()
         await self._formation.stop()
         await self._tasks.stop()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from parallax.fabric.blocks import SUM_BYTES, FileBlocks
@@ -23,13 +23,15 @@ class Sums:
     """The sums of one model's blocks.
 
     Args:
-        folder: the model's.
+        place: where a file is.
         blocks: of its files.
         kept: folder where sums are kept; where it cannot be written, they are computed again.
     """
 
-    def __init__(self, folder: Path, blocks: Mapping[str, FileBlocks], kept: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, place: Callable[[str], Path], blocks: Mapping[str, FileBlocks], kept: Path
+    ) -> None:
+        self._place = place
         self._blocks = blocks
         self._kept = kept
         self._known: dict[str, bytearray] = {}
@@ -60,7 +62,7 @@ class Sums:
         return bytes(known[part])
 
     def _sum(self, file: str, block: int) -> bytes:
-        path = self._folder / file
+        path = self._place(file)
         try:
             return hashlib.sha256(read_bytes(path, *self._blocks[file].place(block))).digest()
         except OSError as error:
@@ -72,7 +74,7 @@ class Sums:
             ) from error
 
     def _key(self, file: str) -> bytes:
-        path = self._folder / file
+        path = self._place(file)
         facts = path.stat()
         text = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{len(self._blocks[file])}"
         return hashlib.sha256(text.encode()).digest()
