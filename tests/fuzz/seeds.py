@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+from base64 import b64decode
 from collections.abc import Iterator
 
+from parallax.fabric.certificates import new_key, signing_request
+from parallax.fabric.enrolment import prove
 from parallax.fabric.tensors import Tensor, pack
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
 from parallax.proto import wire_pb2 as wire
 from tests.fuzz.targets import joined
 from tests.models import make_config
+from tests.trust import authority, identity, peer
 
 _SAMPLING = wire.Sampling(temperature=1, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=3)
 _FLOATS = Tensor("float32", (1, 3, 16), bytes(4 * 3 * 16))
@@ -23,6 +27,7 @@ def seeds(target: str) -> Iterator[bytes]:
         "tensors": _tensors,
         "orders": _orders,
         "joins": _joins,
+        "enrolments": _enrolments,
         "headers": _headers,
         "chats": _chats,
         "templates": _templates,
@@ -122,6 +127,17 @@ def _joins() -> Iterator[bytes]:
         sent = wire.NodeReport(**{name: report})  # type: ignore[arg-type]
         beat = wire.NodeReport(heartbeat=wire.Heartbeat(count=1))
         yield joined(*(m.SerializeToString() for m in (hello, beat, sent, beat)))
+
+
+def _enrolments() -> Iterator[bytes]:
+    node = identity("node")
+    request = wire.EnrolRequest(protocol=PROTOCOL, node_id=node.peer_id, name="studio", token="t")
+    request.csr = signing_request(node, new_key())
+    prove(request, node, peer("boss"))
+    pem = authority().pem
+    der = b64decode(b"".join(pem.split(b"\n")[1:-2]))
+    for certificate in (pem, der):
+        yield joined(request.SerializeToString(), certificate)
 
 
 def _headers() -> Iterator[bytes]:

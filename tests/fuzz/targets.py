@@ -197,6 +197,31 @@ def joins() -> Iterator[Target]:
 
 
 @contextlib.contextmanager
+def enrolments() -> Iterator[Target]:
+    """A stranger's request to join, and a certificate: parsed before there is any trust."""
+    from parallax.fabric import bounds
+    from parallax.fabric.certificates import read
+    from parallax.fabric.enrolment import check
+    from parallax.proto import wire_pb2 as wire
+    from tests.trust import authority, peer
+
+    issuer, boss = authority(), peer("boss")
+
+    def run(data: bytes) -> None:
+        messages = [*parts(data), b"", b""]
+        with only_our_errors():
+            request = wire.EnrolRequest.FromString(messages[0])
+            bounds.check(request)
+            with only_our_errors():
+                check(request, boss)
+            issuer.issue(request.csr, request.node_id, 60.0)
+        with only_our_errors():
+            read(messages[1])
+
+    yield run
+
+
+@contextlib.contextmanager
 def headers() -> Iterator[Target]:
     """A model's folder: the first message is config.json, what follows a weight file."""
     from parallax.fabric.models import open_folder
@@ -286,6 +311,7 @@ TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "tensors": tensors,
     "orders": orders,
     "joins": joins,
+    "enrolments": enrolments,
     "headers": headers,
     "chats": chats,
     "templates": templates,

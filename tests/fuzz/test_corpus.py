@@ -40,6 +40,7 @@ def test_a_target_notices_what_is_no_error_of_ours(
         "tensors": "parallax.fabric.tensors.unpack",
         "orders": "parallax.fabric.bounds.check",
         "joins": "parallax.fabric.bounds.check_hello",
+        "enrolments": "parallax.fabric.bounds.check",
         "headers": "parallax.fabric.safetensors.read_header",
         "chats": "parallax.scheduler.http.requests.parse_chat",
         "templates": "parallax.scheduler.text.template.ChatTemplate.render",
