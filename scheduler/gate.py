@@ -136,6 +136,7 @@ class Gate:
         """
         known = self._admission.approve(self._admission.find(word), self._clock())
         await self._write()
+        log.info("node %s is let in by approval", known.node_id)
         return known
 
     async def deny(self, word: str) -> Known:
@@ -146,6 +147,7 @@ class Gate:
         """
         known = self._admission.deny(self._admission.find(word), self._clock())
         await self._write()
+        log.info("node %s is refused from now on", known.node_id)
         return known
 
     async def remove(self, node_id: str, name: str = "") -> Known:
@@ -156,6 +158,7 @@ class Gate:
         """
         known = self._admission.remove(node_id, self._clock(), name)
         await self._write()
+        log.info("node %s is removed", node_id)
         return known
 
     def tokens(self) -> list[tuple[Token, TokenState]]:
@@ -176,6 +179,7 @@ class Gate:
             plain, expires_s=expires_s, uses=uses, note=note, now=self._clock()
         )
         await self._write()
+        log.info("token %s is made: %s", token.id, token.note)
         return plain, token
 
     async def revoke_token(self, token_id: str) -> Token:
@@ -186,6 +190,7 @@ class Gate:
         """
         token = self._admission.revoke(token_id, self._clock())
         await self._write()
+        log.info("token %s is revoked", token.id)
         if self._shown_token is not None and token.id == self._shown_token.id:
             await self.renew(now_at_once=True)
         return token

@@ -220,6 +220,7 @@ def boot(
     flags: Sequence[str] = (),
     variables: dict[str, str] | None = None,
     scheduler_variables: dict[str, str] | None = None,
+    scheduler_module: str = "parallax.cli.main",
     module: str = "parallax.cli.main",
 ) -> Iterator[Cluster]:
     """A running cluster; with a model and nodes, one whose model answers.
@@ -232,6 +233,7 @@ def boot(
         variables: more environment variables, for every process.
         scheduler_variables: more environment variables of the scheduler alone.
         module: what the nodes run in place of the command.
+        scheduler_module: what stands in for the scheduler's command (``tests.strangers``).
     """
     environment = {
         **os.environ,
@@ -258,6 +260,7 @@ def boot(
                 *flags,
             ],
             {**environment, **(scheduler_variables or {})},
+            scheduler_module,
         )
         cluster = None
         try:

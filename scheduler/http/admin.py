@@ -52,7 +52,7 @@ async def create_token(request: web.Request) -> web.Response:
     plain, token = await gate.create_token(wanted.expires_s, wanted.uses, wanted.note)
     made = _token(token, TokenState.GOOD)
     command = f"{gate.plain_join_command()} --token {plain}"
-    return _json("token", {**made, "token": plain, "join_command": command})
+    return _json("token", {**made, "token": plain, "join_command": command}, 201)
 
 
 async def revoke_token(request: web.Request) -> web.Response:
@@ -97,7 +97,7 @@ def _known(known: Known) -> dict[str, object]:
     }
 
 
-def _json(kind: str, data: Any) -> web.Response:
+def _json(kind: str, data: Any, status: int = 200) -> web.Response:
     body = json.dumps({"type": kind, "data": data}).encode()
     headers = {"Cache-Control": "no-store"}
-    return web.Response(body=body, content_type="application/json", headers=headers)
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

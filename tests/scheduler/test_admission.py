@@ -294,9 +294,24 @@ def test_strangers_cannot_fill_the_list_and_the_first_keep_their_places() -> Non
 
 def test_who_stops_asking_makes_room() -> None:
     machine = Admission(SCHEDULER)
+    silent = admission.PENDING_SILENT_S
     ask(machine, ONE)
-    ask(machine, TWO, now=NOW + admission.PENDING_SILENT_S)
-    assert [p.node_id for p in machine.pending(NOW + admission.PENDING_SILENT_S + 1)] == [TWO]
+    ask(machine, TWO)
+    ask(machine, TWO, now=NOW + silent)
+    ask(machine, THREE, now=NOW + silent)
+    assert [p.node_id for p in machine.pending(NOW + silent + 1)] == [TWO, THREE]
+
+
+def test_two_nodes_of_one_fingerprint_have_to_be_named_by_their_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "fingerprint", lambda scheduler, node: "AAAA-BBBB-CCCC-DDDD")
+    machine = Admission(SCHEDULER)
+    ask(machine, ONE)
+    ask(machine, TWO)
+    with pytest.raises(UnknownNode, match="Two nodes"):
+        machine.find("AAAA-BBBB-CCCC-DDDD")
+    assert machine.find(ONE) == ONE
 
 
 def test_names_are_cut_and_cannot_steer_a_terminal() -> None:
