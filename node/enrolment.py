@@ -25,6 +25,7 @@ from parallax.fabric.errors import (
     from_fault,
 )
 from parallax.fabric.events import AwaitsApproval, Event
+from parallax.fabric.identity import fingerprint
 from parallax.fabric.keyfiles import read_secret, write_secret
 from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL
@@ -157,7 +158,7 @@ class Enrolment:
         scheduler_id: str,
         request: wire.EnrolRequest,
     ) -> wire.EnrolReply:
-        told = ""
+        told = False
         while True:
             try:
                 reply = await rpc.EnrolStub(channel).Enrol(request, timeout=self._limits.call_s)
@@ -183,9 +184,10 @@ class Enrolment:
                     raise from_fault(reply.refused)
                 case "waiting":
                     self.waits_for = scheduler_id
-                    if told != reply.waiting.fingerprint:
-                        told = reply.waiting.fingerprint
-                        self._on_event(AwaitsApproval(scheduler_id, told))
+                    if not told:  # reckoned here: who stands in between would tell us another's
+                        told = True
+                        mark = fingerprint(scheduler_id, self._credentials.peer_id)
+                        self._on_event(AwaitsApproval(scheduler_id, mark))
                     await asyncio.sleep(min(max(reply.waiting.poll_s, POLL_S[0]), POLL_S[1]))
                 case "certificate":
                     return reply

@@ -259,7 +259,8 @@ async def test_a_node_waits_until_it_is_let_in_and_says_what_to_compare(
     node = Node(tmp_path, token="")
     async with enrolling() as place:
         print_ = fingerprint(peer("boss"), peer("node"))
-        place.door.verdicts = [Waiting(print_), Waiting(print_), Admitted()]
+        # Its own reckoning: whoever stood in between would tell it what the other side sees.
+        place.door.verdicts = [Waiting("AAAA-BBBB-CCCC-DDDD"), Waiting(""), Admitted()]
         await node.enrol(place.target())
     assert node.events == [AwaitsApproval(peer("boss"), print_)]
     assert len(place.door.asked) == 3
