@@ -182,7 +182,8 @@ def test_a_client_hears_comments_while_its_ring_is_mended(
     tokens = 400
     expected = reference.text(reference.sampled(prompt, tokens, sampling_of(fields), ends=False))
     flags = ["--no-speculation"]
-    with boot(model, nodes=2, flags=flags) as cluster:
+    patient = {"PARALLAX_LIMITS__SILENCE_S": "6"}  # a stopped node is missed only then
+    with boot(model, nodes=2, flags=flags, variables=patient) as cluster:
         last = cluster.process(cluster.status()["rings"][0]["stages"][1]["name"])
         body = {"messages": [{"role": "user", "content": prompt}], "stream": True}
         body |= {"max_tokens": tokens, "ignore_eos": True, **fields}
