@@ -43,6 +43,7 @@ from parallax.scheduler.generation import CatalogModel, Finish, Generation, Serv
 from parallax.scheduler.head_metrics import HeadMetrics
 from parallax.scheduler.journal import Journal
 from parallax.scheduler.leaving import Leaving
+from parallax.scheduler.ledger import Ledger
 from parallax.scheduler.membership import (
     Change,
     Member,
@@ -104,6 +105,8 @@ class ClusterService:
         self.fence = Fence(self._roster, self._sent_away)
         self.members = self._roster.members
         self._metrics = metrics
+        self.totals = metrics.totals
+        self._ledger = Ledger(store, metrics.totals)
         self._head_metrics = HeadMetrics(metrics)
         self.weights = ModelWeights(settings.state_dir, metrics.observe_weights)
         self._planning = Planning(self._limits)
@@ -146,6 +149,7 @@ class ClusterService:
         """Begins to watch members; takes up the model of the settings or of the last run."""
         self.requests.start()
         await self.departures.recall()
+        await self._ledger.recall()
         await self._wishes.recall()
         self._tasks.start(self._watch())
         self._tasks.start(self.gate.keep_renewing())
@@ -169,6 +173,7 @@ class ClusterService:
         self.weights.close()
         await self._formation.stop()
         await self._tasks.stop()
+        await self._ledger.write()
 
     @property
     def chosen(self) -> Chosen | None:
@@ -450,6 +455,7 @@ class ClusterService:
                 self._tick(time.monotonic())
                 await self.departures.cut_off(time.monotonic())
                 await self._wishes.remember()
+                await self._ledger.write(time.monotonic())
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
             self.fence.tell()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from parallax.scheduler.totals import Totals
+
 # Why somebody is turned away (fabric/tally.py); a node could say anything.
 REASONS = frozenset(
     ("handshake", "not_admitted", "identity", "proof", "stage", "scheduler", "ticket", "silent")
@@ -27,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.totals = Totals()
         self._requests = Counter(
             "parallax_requests",
             "Chat requests that have ended, by outcome: stop, length, cancelled or an error's code",
@@ -174,11 +177,14 @@ class Metrics:
     def accepted(self, prompt_tokens: int) -> None:
         """A chat request has been accepted."""
         self._prompt_tokens.inc(prompt_tokens)
+        self.totals.requests += 1
+        self.totals.prompt_tokens += prompt_tokens
 
     def ended(self, outcome: str, completion_tokens: int, duration_s: float) -> None:
         """A chat request has ended; ``outcome`` is a finish reason, "cancelled" or a code."""
         self._requests.labels(outcome).inc()
         self._completion_tokens.inc(completion_tokens)
+        self.totals.completion_tokens += completion_tokens
         self._whole.observe(duration_s)
 
     def refused(self, reason: str) -> None:

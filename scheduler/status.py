@@ -51,6 +51,7 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
         "choosing": cluster.choosing,
         "rings": [_ring(cluster, ring) for ring in rings],
         "queue": {"waiting": cluster.requests.waiting, "running": cluster.requests.running},
+        "totals": cluster.totals.told(),
         "missing_bytes": cluster.missing_bytes,
         "problem": cluster.problem.sentence if cluster.problem else None,
         "notice": " ".join(notices_of(cluster.settings)),

@@ -306,6 +306,20 @@ async def test_after_a_restart_a_ring_with_a_drained_node_is_not_waited_for(
         assert c.orders("load"), "two nodes are there that may be planned with"
 
 
+async def test_totals_go_on_after_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        cluster._metrics.accepted(5)
+        cluster._metrics.ended("stop", 7, 0.1)
+    async with running(tmp_path) as cluster:
+        cluster._metrics.accepted(1)
+        totals = {"requests": 2, "prompt_tokens": 6, "completion_tokens": 7}
+        assert cluster.status()["totals"] == totals
+    async with running(tmp_path) as cluster:
+        assert cluster.status()["totals"] == totals
+        cluster.totals.recall({"requests": "x", "prompt_tokens": -1, "more": 3})
+        assert cluster.totals.told() == totals
+
+
 async def test_a_node_that_comes_back_takes_its_old_place(model: Path, tmp_path: Path) -> None:
     async with running(tmp_path) as cluster:
         await cluster.choose(str(model), 2, True)
