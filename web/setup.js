@@ -75,7 +75,9 @@ export function setup() {
       const command = await json("node/join/command").catch(unlessForbidden);
       // Whoever may not let machines in may not choose the model either.
       for (const part of ["join", "choice"]) byId(part).hidden = command === null;
-      byId("pending").classList.toggle("look-only", command === null);
+      for (const part of ["pending", "nodes"]) {
+        byId(part).classList.toggle("look-only", command === null);
+      }
       if (command !== null) say(byId("join-command"), command.data);
     } catch {
       joinAsked = 0; // the next status tries again

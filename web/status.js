@@ -2,6 +2,7 @@
 
 import { byId, keep, make, say, sayOrHide } from "./dom.js";
 import { locked, unlocked } from "./key.js";
+import { makeMenu, updateMenu } from "./leaving.js";
 import { lines, request } from "./stream.js";
 import { bytes, count, layers, percent, plural, range } from "./words.js";
 
@@ -165,17 +166,19 @@ function updateNodes(status) {
   );
 }
 
-function makeNode() {
+function makeNode(node) {
   const parts = [make("strong"), make("span", "facts"), make("span", "doing")];
+  if (node) parts.push(makeMenu(node));
   return make("li", "node", make("i", "dot"), ...parts);
 }
 
 function updateNode(element, node) {
-  const [, name, facts, doing] = element.children;
+  const [, name, facts, doing, menu] = element.children;
   element.dataset.state = node ? mood(node) : "awaited";
   say(name, node ? node.name : "Waiting for a node");
   say(facts, node ? `${node.chip} · ${bytes(node.memory_bytes)}` : "");
   say(doing, node ? activity(node) : "");
+  if (menu) updateMenu(menu, node);
   name.title = node ? `${node.node_id}\n${bytes(node.budget_bytes)} for weights and caches` : "";
 }
 

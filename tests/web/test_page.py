@@ -207,3 +207,19 @@ def test_loading_and_trouble_are_shown_as_they_are_told(page: Page, cluster: Clu
     expect(page.locator(".ring .facts")).to_have_text("Forming · 2 waiting")
     bar = page.locator(".bar")
     expect(bar).to_have_attribute("style", "--layers: 3; --done: 0.25;")
+
+
+def test_a_node_is_drained_and_used_again_from_its_menu(page: Page, cluster: Cluster) -> None:
+    page.goto(cluster.url)
+    expect(page.locator("#state")).to_have_text("Ready")
+    node = page.locator(".node", has_text="node0")
+    page.get_by_label("Menu of node0").click()
+    node.get_by_role("button", name="Drain").click()
+    expect(node.locator(".doing")).to_have_text("drained")
+    page.get_by_label("Menu of node1").click()
+    page.locator(".node", has_text="node1").get_by_role("button", name="Drain").click()
+    expect(page.locator("#nodes-error")).to_contain_text("bytes are missing")
+    page.get_by_label("Menu of node0").click()
+    node.get_by_role("button", name="Use again").click()
+    expect(node.locator(".doing")).to_contain_text("layers")
+    cluster.wait(lambda s: [len(ring["stages"]) for ring in s["rings"]] == [2])

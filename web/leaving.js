@@ -1,0 +1,43 @@
+// A node's menu: it gives its layers up for a while, or leaves for good.
+
+import { byId, make, say, sayOrHide } from "./dom.js";
+import { json } from "./stream.js";
+
+const LEAVING = ["draining", "drained", "removing"];
+
+/** The menu of one node; `updateMenu` tells it how the node stands. */
+export function makeMenu(node) {
+  const menu = make("details", "menu answers", make("summary", "", "⋯"));
+  const drain = make("button");
+  const remove = make("button", "", "Remove");
+  for (const button of [drain, remove]) button.type = "button";
+  drain.addEventListener("click", () => ask(menu, node, drain.dataset.verb));
+  remove.addEventListener("click", () => {
+    const question = `Remove ${node.name}? It is refused then, until it is approved again.`;
+    if (confirm(question)) ask(menu, node, "remove");
+  });
+  menu.append(make("div", "", drain, remove));
+  return menu;
+}
+
+/** Show what can be asked of a node in this state. */
+export function updateMenu(menu, node) {
+  const [summary, choices] = menu.children;
+  const [drain] = choices.children;
+  const leaves = LEAVING.includes(node.state);
+  menu.hidden = node.state === "gone";
+  summary.ariaLabel = `Menu of ${node.name}`;
+  drain.dataset.verb = leaves ? "undrain" : "drain";
+  say(drain, leaves ? "Use again" : "Drain");
+  drain.title = leaves ? "It may have layers again" : "Take every layer off it; it stays a member";
+}
+
+async function ask(menu, node, verb) {
+  sayOrHide(byId("nodes-error"), null);
+  try {
+    await json(`admin/nodes/${encodeURIComponent(node.node_id)}/${verb}`, {});
+    menu.open = false;
+  } catch (error) {
+    sayOrHide(byId("nodes-error"), error.message);
+  }
+}
