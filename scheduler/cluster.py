@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import (
-    CutRefused,
     Dismissed,
     LinkBroken,
     MessageRefused,
-    ModelTooBig,
     NoRing,
     ParallaxError,
     RingLost,
     StageStuck,
-    UnknownArchitecture,
     from_fault,
     to_fault,
 )
@@ -69,10 +65,8 @@ from parallax.scheduler.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
-RELOAD_S = 60.0  # files get mended, and networks come back
 
 _SENSELESS = ("FrameRefused", "MessageRefused")  # kinds of faults
-_FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
 
 class ClusterService:
@@ -143,7 +137,6 @@ class ClusterService:
         )
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
-        self._retries: dict[str, float] = {}  # when a node that could not load tries again
 
     async def start(self) -> None:
         """Begins to watch members; takes up the model of the settings or of the last run."""
@@ -312,7 +305,7 @@ class ClusterService:
             case "ready":
                 self._do(self.reconciler.stage_ready(node_id, report.ready))
             case "failed":
-                self._stage_failed(node_id, report.failed)
+                self._wishes.stage_failed(node_id, report.failed)
             case "joined":
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
             case "broken" if self.reconciler.part_of(node_id, report.broken.epoch):
@@ -423,25 +416,6 @@ class ClusterService:
         for ring in [r for r in self.reconciler.rings if node_id in r.nodes]:
             self._do(self.reconciler.retire(ring))
 
-    def _stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
-        error = from_fault(failed.fault)
-        chosen = self.chosen
-        if chosen is None or failed.stage.model.digest != chosen.folder.digest:
-            return
-        wanted = self.reconciler.wants(node_id, failed.stage)
-        self._do(self.reconciler.stage_failed(node_id, failed.stage))
-        if not wanted:  # of a plan that was given up meanwhile, by another node's failure perhaps
-            return
-        if isinstance(error, CutRefused) and chosen.cuts is None:
-            text = error.fields.get("working_cuts", "")
-            chosen.cuts = frozenset(map(int, re.findall(r"\b\d{1,5}\b", text)))
-        else:
-            chosen.failed[node_id] = error.sentence
-            if not isinstance(error, _FOR_GOOD):
-                self._retries[node_id] = time.monotonic() + RELOAD_S
-        self._trouble.tell(error)
-        self._wishes.plan()
-
     def _loading(self, node_id: str, progress: wire.LoadProgress) -> None:
         self.reconciler.stage_progress(node_id, progress)
         self._on_event(loading_of(progress, self.name_of(node_id)))
@@ -468,11 +442,6 @@ class ClusterService:
         self._follow(self.members.tick(now))
         self.departures.tick(now)
         self._wishes.tick(now)
-        for node_id in [n for n, due in self._retries.items() if now >= due]:
-            del self._retries[node_id]
-            if self.chosen is not None and node_id in self.chosen.failed:
-                del self.chosen.failed[node_id]
-                self._wishes.plan()
         rings = self.reconciler.rings
         trouble = self._formation.ring_trouble
         if trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection
 
-from parallax.fabric.errors import ModelTooBig
+from parallax.fabric.errors import CutRefused, ModelTooBig, UnknownArchitecture, from_fault
+from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.formation import Formation
 from parallax.scheduler.membership import NodeFacts, NodeState
@@ -19,7 +21,10 @@ from parallax.scheduler.trouble import Trouble
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0  # between two looks for better rings
+RELOAD_S = 60.0  # before a node that could not load tries again: files get mended
 NOTE = "layouts"
+
+_FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
 
 class Wishes:
@@ -52,6 +57,7 @@ class Wishes:
         self.missing_bytes: int | None = None
         self._next_look = 0.0
         self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
+        self._retries: dict[str, float] = {}  # when a node that could not load tries again
         self._changed = False  # another number of stages is asked for than rings were made for
 
     # ------------------------------------------------------------------ memory
@@ -117,8 +123,33 @@ class Wishes:
             self.plan()
         if self._changed and self.chosen is not None:
             self._reshape(self.chosen)
+        for node_id in [n for n, due in self._retries.items() if now >= due]:
+            del self._retries[node_id]
+            if self.chosen is not None and node_id in self.chosen.failed:
+                del self.chosen.failed[node_id]
+                self.plan()
         if now >= self._next_look:
             self.look(now)
+
+    def stage_failed(self, node_id: str, failed: wire.StageFailed) -> None:
+        """A node could not load: others are planned with, and it tries again after a while."""
+        error = from_fault(failed.fault)
+        chosen = self.chosen
+        if chosen is None or failed.stage.model.digest != chosen.folder.digest:
+            return
+        wanted = self._reconciler.wants(node_id, failed.stage)
+        self._do(self._reconciler.stage_failed(node_id, failed.stage))
+        if not wanted:  # of a plan that was given up meanwhile, by another node's failure perhaps
+            return
+        if isinstance(error, CutRefused) and chosen.cuts is None:
+            text = error.fields.get("working_cuts", "")
+            chosen.cuts = frozenset(map(int, re.findall(r"\b\d{1,5}\b", text)))
+        else:
+            chosen.failed[node_id] = error.sentence
+            if not isinstance(error, _FOR_GOOD):
+                self._retries[node_id] = time.monotonic() + RELOAD_S
+        self._trouble.tell(error)
+        self.plan()
 
     def look(self, now: float) -> None:
         """Looks for better rings."""

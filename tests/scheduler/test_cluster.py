@@ -26,7 +26,7 @@ from parallax.fabric.models import resolve
 from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler import cluster as cluster_module
+from parallax.scheduler import wishes as wishes_module
 from parallax.scheduler.app import serve_scheduler
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import NodeLink
@@ -221,7 +221,7 @@ async def test_a_node_whose_files_are_broken_is_left_out(cluster: ClusterService
 async def test_a_node_that_could_not_load_tries_again_after_a_while(
     cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_module, "RELOAD_S", 1.0)
+    monkeypatch.setattr(wishes_module, "RELOAD_S", 1.0)
     Node(cluster, "a").attend()
     b = Node(cluster, "b").attend()
     b.fail(ModelBroken("cut short"))
