@@ -16,7 +16,7 @@ endif
 
 ALONE := tests/benchmarks tests/fabric tests/node tests/scheduler tests/test_rooms.py tests/test_structure.py
 
-.PHONY: help run test check bench chaos fuzz proto clean stale
+.PHONY: help run test check bench chaos soak fuzz proto clean stale
 
 help:
 	@echo 'make run     a scheduler, two nodes, the built-in model, and the page'
@@ -24,6 +24,7 @@ help:
 	@echo 'make check   lint, formatting, types, generated code, room imports'
 	@echo 'make bench   speed against mlx-lm, as a table and as plots (about 20 minutes)'
 	@echo 'make chaos   kill, stop and cut off nodes while clients check every answer (about an hour)'
+	@echo 'make soak    random kills, stops, joins and drains for SECONDS=3600'
 	@echo 'make fuzz    hostile bytes, found by coverage (Linux; SECONDS=600 for each target)'
 	@echo 'make proto   generate proto/ from proto/wire.proto'
 	@echo 'make clean   remove .venv and caches'
@@ -55,6 +56,10 @@ bench: .venv/dev-installed
 
 chaos: .venv/dev-installed
 	$(BIN)/python -m tests.chaos
+
+soak: SECONDS ?= 3600
+soak: .venv/dev-installed
+	$(BIN)/python -m tests.chaos soak --seconds $(SECONDS)
 
 # make fuzz TARGETS='tensors frames' SECONDS=60 KEEP=--keep
 fuzz: .venv/fuzz-installed

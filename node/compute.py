@@ -80,7 +80,7 @@ class Compute:
         ``now`` is ``time.monotonic()``.
         """
         since = self._since
-        return now - since if since is not None else 0.0
+        return max(0.0, now - since) if since is not None else 0.0  # it may have begun since
 
     def stop(self, timeout_s: float) -> None:
         """Ends the thread after the jobs already queued, or gives up after ``timeout_s``."""

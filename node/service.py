@@ -292,6 +292,8 @@ class NodeService:
             case "load":
                 load = order.load
                 self._tasks.start(self._shelf.load(load.stage, load.instead_of, load.sources))
+            case "prepare":
+                self._tasks.start(self._shelf.prepare(list(order.prepare.stages)))
             case "unload":
                 self._tasks.start(self._shelf.unload(order.unload.stage))
             case "form":

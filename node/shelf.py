@@ -10,14 +10,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from parallax.fabric.errors import InternalError, ParallaxError, to_fault
 from parallax.fabric.limits import DEFAULT_LIMITS
 from parallax.node.compute import Compute
 from parallax.node.library import Library
-from parallax.node.mlx_lm_seam import Weights
+from parallax.node.mlx_lm_seam import Weights, read_config
 from parallax.node.stage import Stage
+from parallax.node.twin import check_cut
 from parallax.node.weights import Steps, load_steps
 from parallax.proto import wire_pb2 as wire
 
@@ -101,6 +103,24 @@ class Shelf:
                 if loaded is not None:
                     self._stages[key] = loaded
                     self._tell(wire.NodeReport(ready=loaded[1]))
+
+    async def prepare(self, stages: Iterable[wire.StageRange]) -> None:
+        """Has the self-check of stages that may be wanted soon done before they are.
+
+        What goes wrong is left for their loading to tell.
+        """
+        for stage in stages:
+            try:
+                folder = await self._library.find(stage.model)
+                async with self._turn:
+                    await self._compute.call(partial(self._check, folder.path, stage), loads=True)
+            except ParallaxError as error:
+                log.debug("layers %d to %d: %s", stage.first, stage.end - 1, error.sentence)
+            except Exception:
+                log.exception("layers %d to %d cannot be prepared", stage.first, stage.end - 1)
+
+    def _check(self, folder: Path, stage: wire.StageRange) -> None:
+        check_cut(read_config(folder), stage.first, stage.end, self._state_dir / "verdicts")
 
     async def unload(self, stage: wire.StageRange) -> None:
         """Lets a stage go, even while it is read; its memory is free when this returns."""

@@ -956,6 +956,28 @@ class LoadStage(_message.Message):
 Global___LoadStage: _TypeAlias = LoadStage  # noqa: Y015
 
 @_typing.final
+class PrepareStages(_message.Message):
+    """Stages that the receiver may have to take over: what must be found out before is found out now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageRange]: ...
+    def __init__(
+        self,
+        *,
+        stages: _abc.Iterable[Global___StageRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareStages: _TypeAlias = PrepareStages  # noqa: Y015
+
+@_typing.final
 class UnloadStage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1205,6 +1227,7 @@ class NodeOrder(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     DISMISS_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
     SHUT_OUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -1221,6 +1244,8 @@ class NodeOrder(_message.Message):
     @_builtins.property
     def dismiss(self) -> Global___Dismiss: ...
     @_builtins.property
+    def prepare(self) -> Global___PrepareStages: ...
+    @_builtins.property
     def shut_out(self) -> Global___ShutOut: ...
     def __init__(
         self,
@@ -1232,13 +1257,14 @@ class NodeOrder(_message.Message):
         leave: Global___LeaveRing | None = ...,
         probe: Global___ProbeLinks | None = ...,
         dismiss: Global___Dismiss | None = ...,
+        prepare: Global___PrepareStages | None = ...,
         shut_out: Global___ShutOut | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "prepare", b"prepare", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dismiss", b"dismiss", "form", b"form", "leave", b"leave", "load", b"load", "order", b"order", "prepare", b"prepare", "probe", b"probe", "shut_out", b"shut_out", "unload", b"unload", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["welcome", "load", "unload", "form", "leave", "probe", "dismiss", "shut_out"]  # noqa: Y015
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["welcome", "load", "unload", "form", "leave", "probe", "dismiss", "prepare", "shut_out"]  # noqa: Y015
     _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
 

@@ -10,7 +10,7 @@ the others keep what they hold.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallax.scheduler.reconciler import Place, Ring
 
@@ -55,11 +55,23 @@ class Layouts:
         return True
 
     def places_of(self, digest: str, nodes: Collection[str]) -> tuple[Place, ...] | None:
-        """How these nodes shared a model when they last did."""
+        """How these nodes shared a model when they last did.
+
+        If they never did: as the last ring that one of them joins in the place of another, so that
+        a mended ring keeps the layers that its nodes hold.
+        """
         wanted = frozenset(nodes)
-        for layout in self._known:
-            if layout.digest == digest and layout.nodes == wanted:
+        known = [layout for layout in self._known if layout.digest == digest]
+        for layout in known:
+            if layout.nodes == wanted:
                 return layout.places
+        for layout in known:
+            lost, new = layout.nodes - wanted, wanted - layout.nodes
+            if len(lost) == len(new) == 1 < len(wanted):
+                return tuple(
+                    replace(place, node_id=next(iter(new))) if place.node_id in lost else place
+                    for place in layout.places
+                )
         return None
 
     def told(self) -> list[object]:

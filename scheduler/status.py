@@ -147,6 +147,7 @@ def _ring(cluster: ClusterService, ring: Ring) -> dict[str, object]:
             "prefilling": load.prefilling if load else 0,
             "free_rows": load.free_rows if load else 0,
             "lanes": load.lanes if load else 0,
+            "charged_bytes": load.charged_bytes if load else 0,
             "drafted_tokens": load.drafted_tokens if load else 0,
             "accepted_tokens": load.accepted_tokens if load else 0,
         },

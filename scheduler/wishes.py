@@ -15,6 +15,7 @@ from parallax.scheduler.membership import NodeFacts, NodeState
 from parallax.scheduler.planning import Change, Planning
 from parallax.scheduler.reconciler import Place, Ring, RingState
 from parallax.scheduler.roster import Roster
+from parallax.scheduler.spares import Spares
 from parallax.scheduler.store import Store
 from parallax.scheduler.trouble import Trouble
 
@@ -55,6 +56,7 @@ class Wishes:
         self._barred = barred
         self.chosen: Chosen | None = None
         self.missing_bytes: int | None = None
+        self._spares = Spares()
         self._next_look = 0.0
         self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
@@ -159,6 +161,9 @@ class Wishes:
             return
         usable = self.usable(chosen)
         left = {facts.node_id for facts in usable} - self._reconciler.busy_nodes()
+        rings = self._reconciler.rings
+        if all(ring.state is RingState.READY for ring in rings):
+            self._do(self._spares.prepare(rings, left))
         if not self._reconsider(chosen, usable, now) and left != self._left_out:
             self.plan()
             self._left_out = left

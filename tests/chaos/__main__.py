@@ -20,6 +20,7 @@ from tests.chaos.arena import arena, make_arena_model
 from tests.chaos.checker import check
 from tests.chaos.crowd import pauses, run_crowd
 from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, Outcome, run_kill, table
+from tests.chaos.soak import run_soak
 from tests.reference import Reference
 
 Row = dict[str, Any]
@@ -65,9 +66,32 @@ def crowd(expected: Expected, given: argparse.Namespace) -> list[Row]:
     return [row | {"worst_s": round(pauses(found.histories)[-1], 3), "journal": len(verdict.wrong)}]
 
 
+def soak(expected: Expected, given: argparse.Namespace) -> list[Row]:
+    """Random kills, stops, drains, farewells and joins, with clients that check every answer."""
+    with arena(expected.model) as made:
+        found = run_soak(made, expected, seconds=given.seconds, seed=given.seed)
+    verdict = check(made.journal, found.histories, expected.of_tokens)
+    for line in (*found.wrong, *found.left, *verdict.wrong):
+        say(line)
+    longest = pauses(found.histories)
+    return [
+        {
+            "seconds": given.seconds,
+            "requests": len(found.histories),
+            "failed": len(found.wrong) + len(found.left),
+            "went_away": found.went_away,
+            "median_s": round(longest[len(longest) // 2], 3),
+            "worst_s": round(longest[-1], 3),
+            "journal": len(verdict.wrong),
+            **found.deeds,
+        }
+    ]
+
+
 PARTS: dict[str, Callable[[Expected, argparse.Namespace], list[Row]]] = {
     "kills": kills,
     "crowd": crowd,
+    "soak": soak,
 }
 
 
@@ -78,6 +102,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="kills")
     parser.add_argument("--context", type=int, default=64, help="tokens at the kill")
     parser.add_argument("--requests", type=int, default=100, help="for each client of the crowd")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of the soak")
     parser.add_argument("--out", type=Path, default=Path("build/chaos.json"))
     given = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "parts": {}}

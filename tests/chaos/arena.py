@@ -67,15 +67,24 @@ class Arena:
         process.stop()
         return at_s
 
+    def leave(self, name: str) -> None:
+        """Asks a node to end, and waits for it."""
+        process = self.processes.pop(name)
+        self.cluster.nodes.remove(process)
+        process.stop()
+
     def wait_whole(self, stages: int, spares: int, timeout_s: float = 60.0) -> dict[str, Any]:
         """Waits for a ring of so many stages that serves, and so many nodes beside it."""
 
         def whole(status: dict[str, Any]) -> bool:
-            rings = [ring for ring in status["rings"] if ring["status"] == "ready"]
+            rings = status["rings"]
             ready = sum(node["state"] == "ready" for node in status["node_list"])
+            places = [stage["name"] for ring in rings for stage in ring["stages"]]
             return (
-                len(rings) == len(status["rings"]) == 1
-                and len(rings[0]["stages"]) == stages
+                bool(rings)
+                and all(ring["status"] == "ready" for ring in rings)
+                and all(len(ring["stages"]) == stages for ring in rings)
+                and all(name in self.processes for name in places)
                 and ready >= stages + spares
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -46,3 +47,10 @@ async def test_a_thread_that_dies_is_told_and_one_that_is_stopped_is_not() -> No
         await asyncio.sleep(0)
         assert died.is_set() is dies
         assert not compute.alive
+
+
+async def test_a_job_that_began_after_the_clock_was_read_counts_as_new() -> None:
+    compute = Compute(asyncio.get_running_loop())
+    before = time.monotonic()
+    assert await compute.call(lambda: compute.busy_s(before)) == 0
+    compute.stop(5)

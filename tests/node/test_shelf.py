@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 from parallax.fabric.models import resolve
+from parallax.node import twin
 from parallax.node.compute import Compute
 from parallax.node.shelf import Shelf, key_of
 from parallax.node.stage import Stage
@@ -160,3 +161,24 @@ async def test_a_load_lets_other_work_in_between_and_can_be_given_up(
     assert holder.shelf.held() == []
     assert not any(r.HasField("ready") or r.HasField("failed") for r in holder.told)
     await holder.load(0, LAYERS)
+
+
+async def test_a_stage_that_was_prepared_is_checked_before_anyone_waits_for_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Holder(folder, tmp_path)
+    judged: list[tuple[int, int]] = []
+    judge = twin._judge
+
+    def counted(config: dict[str, Any], first: int, end: int) -> twin.Verdict:
+        judged.append((first, end))
+        return judge(config, first, end)
+
+    monkeypatch.setattr(twin, "_judge", counted)
+    await holder.shelf.prepare([holder.range(0, 2), holder.range(2, LAYERS), holder.range(7, 9)])
+    prepared = list(judged)
+    assert prepared[:2] == [(0, 2), (2, LAYERS)]
+    assert holder.told == [], "nothing is loaded, and what cannot be is not told"
+    await holder.load(0, 2)
+    assert judged == prepared
+    holder.compute.stop(10)

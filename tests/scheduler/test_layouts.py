@@ -105,3 +105,15 @@ def test_what_makes_no_sense_is_left_out(told: object) -> None:
     layouts.recall(told)
     assert layouts.awaited == set()
     assert layouts.told() == []
+
+
+def test_a_ring_is_mended_where_it_broke() -> None:
+    layouts = Layouts()
+    layouts.served([AB])
+    assert layouts.places_of("d", ["c", "b"]) == (Place("c", 0, 3), Place("b", 3, 8))
+    assert layouts.places_of("d", ["a", "c"]) == (Place("a", 0, 3), Place("c", 3, 8))
+    assert layouts.places_of("d", ["c", "e"]) is None, "nobody of it is left"
+    assert layouts.places_of("d", ["a", "b", "c"]) is None
+    assert layouts.places_of("other", ["a", "c"]) is None
+    layouts.served([ring(("a", 0, 2), ("c", 2, 8))])
+    assert layouts.places_of("d", ["a", "c"]) == (Place("a", 0, 2), Place("c", 2, 8))
