@@ -27,18 +27,22 @@ READY_S = 60.0
 
 
 class Process:
-    """One child process and what it has printed; ``module`` may stand in for the command."""
+    """One child process and what it has printed; ``module`` may stand in for the command.
+
+    ``prefix`` is what it is started with, such as ``ip netns exec NAME``.
+    """
 
     def __init__(
         self,
         arguments: Sequence[str],
         environment: dict[str, str],
         module: str = "parallax.cli.main",
+        prefix: Sequence[str] = (),
     ) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*prefix, sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
