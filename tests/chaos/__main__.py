@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,11 @@ from tests.chaos.checker import check
 from tests.chaos.crowd import pauses, run_crowd
 from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, Outcome, run_kill, table
 from tests.chaos.soak import run_soak
+from tests.chaos.stops import run_disturbed, stale_frames
 from tests.reference import Reference
 
 Row = dict[str, Any]
+Child = subprocess.Popen[str]
 
 
 def kills(expected: Expected, given: argparse.Namespace) -> list[Row]:
@@ -66,6 +69,66 @@ def crowd(expected: Expected, given: argparse.Namespace) -> list[Row]:
     return [row | {"worst_s": round(pauses(found.histories)[-1], 3), "journal": len(verdict.wrong)}]
 
 
+def stops(expected: Expected, given: argparse.Namespace) -> list[Row]:
+    """SIGSTOP of a stage for 2, 10 and 60 s, then SIGCONT."""
+    rows: list[Row] = []
+    histories = []
+    with arena(expected.model) as made:
+        for seconds in (2, 10, 60):
+            for stage in (0, 1):
+                made.wait_whole(2, 1)
+                child = made.processes[made.stage(stage)].child
+
+                def nap(child: Child = child, seconds: int = seconds) -> None:
+                    child.send_signal(signal.SIGSTOP)
+                    time.sleep(seconds)
+                    child.send_signal(signal.SIGCONT)
+
+                history, wrong = run_disturbed(made, expected, nap)
+                histories.append(history)
+                pause_s = round(history.pause_s, 2)
+                rows.append({"stop_s": seconds, "stage": stage, "pause_s": pause_s})
+                rows[-1] |= {"failed": int(bool(wrong)), "stale": stale_frames(made), "journal": 0}
+        made.wait_whole(2, 1)
+    verdict = check(made.journal, histories, expected.of_tokens)
+    rows[-1]["journal"] = len(verdict.wrong)
+    return rows
+
+
+def restart(expected: Expected, given: argparse.Namespace) -> list[Row]:
+    """The scheduler is killed under load and started again: nobody hangs, and it serves soon."""
+    killed: list[float] = []
+    with arena(expected.model) as made:
+        found = run_crowd(
+            made,
+            expected,
+            clients=8,
+            requests=20,
+            tokens=24,
+            midway=lambda: killed.append(made.restart_scheduler()),
+            patient=True,
+        )
+        made.wait_whole(2, 1)
+    good = [h.arrivals[0] for h in found.histories if h.whole and h.asked_s > killed[0]]
+    broken = [h for h in found.histories if h.error.startswith("connection")]
+    other = [h for h in found.histories if h.error and h not in broken and h.status != 503]
+    wrong = [why for why in found.wrong if "it failed" not in why]
+    verdict = check(made.journal, found.histories, expected.of_tokens, killed=True)
+    for line in (*wrong, *verdict.wrong):
+        say(line)
+    hung = max(h.ended_s - h.asked_s for h in broken) if broken else 0.0
+    return [
+        {
+            "requests": len(found.histories),
+            "broken": len(broken),
+            "failed": len(wrong) + len(other),
+            "served_again_s": round(min(good) - killed[0], 2),
+            "longest_broken_s": round(hung, 2),
+            "journal": len(verdict.wrong),
+        }
+    ]
+
+
 def soak(expected: Expected, given: argparse.Namespace) -> list[Row]:
     """Random kills, stops, drains, farewells and joins, with clients that check every answer."""
     with arena(expected.model) as made:
@@ -91,6 +154,8 @@ def soak(expected: Expected, given: argparse.Namespace) -> list[Row]:
 PARTS: dict[str, Callable[[Expected, argparse.Namespace], list[Row]]] = {
     "kills": kills,
     "crowd": crowd,
+    "stops": stops,
+    "restart": restart,
     "soak": soak,
 }
 
@@ -98,7 +163,7 @@ PARTS: dict[str, Callable[[Expected, argparse.Namespace], list[Row]]] = {
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them if none")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all but the soak if none")
     parser.add_argument("--runs", type=int, default=100, help="kills")
     parser.add_argument("--context", type=int, default=64, help="tokens at the kill")
     parser.add_argument("--requests", type=int, default=100, help="for each client of the crowd")
@@ -110,7 +175,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="parallax-chaos-") as folder:
         model = make_arena_model(Path(folder) / "model")
         expected = Expected(Reference(model), model)
-        for part in given.parts or PARTS:
+        for part in given.parts or [part for part in PARTS if part != "soak"]:
             begin = time.monotonic()
             results["parts"][part] = PARTS[part](expected, given)
             say(f"{part}: {time.monotonic() - begin:.0f} s")

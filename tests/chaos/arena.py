@@ -67,6 +67,21 @@ class Arena:
         process.stop()
         return at_s
 
+    def restart_scheduler(self) -> float:
+        """Kills the scheduler and starts it again at its ports; returns when it was killed."""
+        cluster = self.cluster
+        given = cluster.scheduler.child.args
+        assert isinstance(given, list)
+        arguments = [str(part) for part in given[3:]]
+        arguments[arguments.index("--grpc-port") + 1] = str(cluster.enrol_port)
+        arguments[arguments.index("--port") + 1] = str(cluster.http_port)
+        at_s = time.monotonic()
+        cluster.scheduler.kill()
+        cluster.scheduler.stop()
+        cluster.scheduler = Process(arguments, cluster.environment)
+        cluster.scheduler.wait_for("Listening:")
+        return at_s
+
     def leave(self, name: str) -> None:
         """Asks a node to end, and waits for it."""
         process = self.processes.pop(name)

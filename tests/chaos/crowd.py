@@ -41,8 +41,12 @@ def run_crowd(
     requests: int,
     tokens: int,
     midway: Callable[[], None],
+    patient: bool = False,
 ) -> Crowd:
-    """So many clients, so many requests each; ``midway`` is called when half of them are over."""
+    """So many clients, so many requests each; ``midway`` is called when half of them are over.
+
+    Patient clients wait a moment after a request that failed.
+    """
     crowd = Crowd()
     half = clients * requests // 2
 
@@ -57,6 +61,8 @@ def run_crowd(
                 crowd.wrong.append(f"{history.name}: {why}")
             if len(crowd.histories) == half:
                 await asyncio.to_thread(midway)
+            if patient and history.error:
+                await asyncio.sleep(0.1)
 
     async def everyone() -> None:
         connector = aiohttp.TCPConnector(limit=clients)

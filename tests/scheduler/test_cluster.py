@@ -274,6 +274,26 @@ async def test_a_node_that_hangs_gets_no_work_until_it_goes_on(cluster: ClusterS
     assert cluster.reconciler.busy_nodes() == {"a", "b"}
 
 
+async def test_a_silent_node_is_replaced_while_it_is_suspect_and_planned_with_when_it_speaks(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
+    async with running(tmp_path, heartbeat_s=0.2, silence_s=1.0) as cluster:
+        await cluster.choose(str(model), 2, True)
+        a, b, epoch = await serving(cluster)
+
+        def left() -> bool:
+            a.report(heartbeat=wire.Heartbeat())
+            return any(leave.epoch == epoch for leave in a.orders("leave"))
+
+        await until(left)
+        states = {m.facts.name: m.state.value for m in cluster.members.members()}
+        assert states == {"a": "ready", "b": "suspect"}, "it was waited for until it was gone"
+        assert cluster.reconciler.busy_nodes() == {"a"}
+        b.report(heartbeat=wire.Heartbeat())
+        assert cluster.members.members()[1].state.value == "ready"
+
+
 async def test_loads_of_a_ring_that_is_over_are_not_counted(cluster: ClusterService) -> None:
     _, b, epoch = await serving(cluster)
     b.report(broken=wire.RingBroken(epoch=epoch))
