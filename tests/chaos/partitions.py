@@ -77,6 +77,7 @@ class Room:
         try:
             client.stdin.write(json.dumps(body))
             client.stdin.close()
+            client.stdin = None  # or communicate would flush it
             assert client.stdout.readline() == "begun\n"
             yield client
         finally:
