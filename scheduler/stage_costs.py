@@ -21,6 +21,7 @@ REFERENCE_ROWS = 8
 RESERVE_TOKENS = 4096  # context for which every stage keeps room beside its weights
 UNKNOWN_BANDWIDTH_BYTES_S = 10e9  # of a node that has not measured itself
 UNKNOWN_FLOPS = 50e9
+SLOWEST = 1.0  # bytes or operations a second: what is said to be slower is nonsense
 
 Matrix = NDArray[np.float64]
 
@@ -211,8 +212,8 @@ def decode_s(model: ModelFacts, node: NodeFacts, first: int, end: int, rows: flo
 
 def _plausible(link: LinkFacts) -> bool:
     """Nodes report links; one that measured nonsense is taken for a default link."""
-    return 0 <= link.round_trip_s < math.inf and 0 < link.bandwidth_bytes_s < math.inf
+    return 0 <= link.round_trip_s < math.inf and SLOWEST <= link.bandwidth_bytes_s < math.inf
 
 
 def _known(measured: float, otherwise: float) -> float:
-    return measured if math.isfinite(measured) and measured > 0 else otherwise
+    return measured if SLOWEST <= measured < math.inf else otherwise

@@ -78,7 +78,8 @@ def _fuzz(target: str, seconds: int, keep: bool, crashes: Path) -> bool:
 
 
 def _run(target: str, options: list[str]) -> bool:
-    command = [sys.executable, "-m", "tests.fuzz", "--child", target, *options]
+    warn = "error::RuntimeWarning"  # as in the tests
+    command = [sys.executable, "-W", warn, "-m", "tests.fuzz", "--child", target, *options]
     return subprocess.run(command, check=False).returncode == 0
 
 
