@@ -135,6 +135,27 @@ def test_what_a_spare_node_still_holds_is_let_go_once_every_ring_serves() -> Non
     assert ("c", "unload") in orders(out)
 
 
+def test_a_load_names_the_nodes_that_have_the_models_files_those_with_its_layers_first() -> None:
+    reconciler = make()
+    out = reconciler.want(ring_of())
+    named = [[s.node_id for s in i.order.load.sources] for i in out if isinstance(i, Order)]
+    assert named == [[], ["a"]], "a node is named as soon as it loads"
+    reconciler.stage_ready("b", ready(ring_of(), 1))
+    reconciler.stage_ready("b", ready(ring_of(OTHER), 1))
+    (load,) = [
+        i.order.load
+        for i in reconciler.want(Ring(MODEL, (Place("c", 5, 7),)))
+        if isinstance(i, Order) and i.order.HasField("load")
+    ]
+    assert [(s.node_id, s.first, s.end) for s in load.sources] == [("b", 4, 8), ("a", 0, 4)]
+    (other,) = [
+        i.order.load
+        for i in reconciler.want(Ring(OTHER, (Place("a", 0, 4),)))
+        if isinstance(i, Order) and i.order.HasField("load")
+    ]
+    assert [s.node_id for s in other.sources] == ["b"], "of another model they have nothing"
+
+
 # ------------------------------------------------------------------------ moves
 
 
