@@ -133,7 +133,13 @@ class ClusterService:
             barred=lambda: leaving.nodes,
         )
         self.departures = Departures(
-            store, self._roster, self._formation, self._wishes, leaving, self._send_away
+            store,
+            self._roster,
+            self._formation,
+            self._wishes,
+            leaving,
+            self._send_away,
+            self.gate.admitted,
         )
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)

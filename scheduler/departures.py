@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from parallax.fabric.errors import ModelTooBig
 from parallax.scheduler.formation import Formation
@@ -30,6 +30,7 @@ class Departures:
         wishes: rings as they should be.
         leaving: what was asked.
         send_away: refuses a node (id, name) from now on, and cuts it off.
+        admitted: the names of those that may be members, here or not, by id.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Departures:
         wishes: Wishes,
         leaving: Leaving,
         send_away: Callable[[str, str], Awaitable[None]],
+        admitted: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._store = store
         self._roster = roster
@@ -47,6 +49,7 @@ class Departures:
         self._wishes = wishes
         self._leaving = leaving
         self._send_away = send_away
+        self._admitted = admitted
 
     async def recall(self) -> None:
         """Takes up what was asked of an earlier process."""
@@ -173,7 +176,8 @@ class Departures:
             ) from None
 
     def _found(self, word: str) -> tuple[str, str]:
-        names = {m.facts.node_id: m.facts.name for m in self._roster.members.members()}
+        names = dict(self._admitted())  # a machine that was stolen does not attend
+        names |= {m.facts.node_id: m.facts.name for m in self._roster.members.members()}
         names |= self._leaving.names()
         node_id = find_node(word, names)
         return node_id, names[node_id]

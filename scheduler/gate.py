@@ -18,6 +18,7 @@ from parallax.scheduler.admission_values import (
     Known,
     Pending,
     Refused,
+    Standing,
     Verdict,
     Waiting,
 )
@@ -104,6 +105,10 @@ class Gate:
     def allowed(self, node_id: str) -> bool:
         """See :meth:`Admission.allowed`."""
         return self._admission.allowed(node_id)
+
+    def admitted(self) -> dict[str, str]:
+        """The names of those that may be members, whether they attend or not, by id."""
+        return {k.node_id: k.name for k in self.known() if k.standing is Standing.ADMITTED}
 
     def removed(self, node_id: str) -> bool:
         """See :meth:`Admission.removed`."""

@@ -191,6 +191,17 @@ async def test_a_removed_node_is_refused_from_then_on_over_restarts(
             Node(cluster, "b", incarnation=3).hello()
 
 
+async def test_a_member_that_is_not_here_is_removed_all_the_same(
+    cluster: ClusterService,
+) -> None:
+    await cluster.gate.ask("stolen", "laptop", "", local=True, address="127.0.0.1")
+    await cluster.departures.remove("lapt")
+    assert cluster.gate.removed("stolen")
+    assert not cluster.gate.allowed("stolen")
+    with pytest.raises(UnknownNode):
+        await cluster.departures.remove("laptop")
+
+
 async def test_a_removal_does_not_wait_for_ever(cluster: ClusterService) -> None:
     a, b, epoch = await serving(cluster)
     await cluster.departures.remove("b")
