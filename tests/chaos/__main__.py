@@ -34,6 +34,8 @@ def kills(expected: Expected, given: argparse.Namespace) -> list[Row]:
     outcomes: list[Outcome] = []
     with arena(expected.model) as made:
         for number in range(given.runs):
+            if given.prepared:
+                made.wait_prepared()
             kill = Kill(
                 stage=number % 2,
                 moment=MOMENTS[number // 2 % len(MOMENTS)],
@@ -166,6 +168,9 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all but the soak if none")
     parser.add_argument("--runs", type=int, default=100, help="kills")
     parser.add_argument("--context", type=int, default=64, help="tokens at the kill")
+    parser.add_argument(
+        "--unprepared", dest="prepared", action="store_false", help="kill before spares are ready"
+    )
     parser.add_argument("--requests", type=int, default=100, help="for each client of the crowd")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of the soak")
     parser.add_argument("--seed", type=int, default=1, help="of the soak")

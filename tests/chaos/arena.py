@@ -88,6 +88,17 @@ class Arena:
         self.cluster.nodes.remove(process)
         process.stop()
 
+    def wait_prepared(self, timeout_s: float = 60.0) -> None:
+        """Waits until the spares have made their self-checks for every stage that serves."""
+
+        def prepared(status: dict[str, Any]) -> bool:
+            stages = [stage["name"] for ring in status["rings"] for stage in ring["stages"]]
+            spares = [name for name in self.processes if name not in stages]
+            made = [list((self.cluster.folder / s / "verdicts").glob("*.json")) for s in spares]
+            return all(len(verdicts) >= len(stages) for verdicts in made)
+
+        self.cluster.wait(prepared, timeout_s)
+
     def wait_whole(self, stages: int, spares: int, timeout_s: float = 60.0) -> dict[str, Any]:
         """Waits for a ring of so many stages that serves, and so many nodes beside it."""
 
