@@ -45,7 +45,7 @@ def run_crowd(
 ) -> Crowd:
     """So many clients, so many requests each; ``midway`` is called when half of them are over.
 
-    Patient clients wait a moment after a request that failed.
+    Patient clients wait a moment after a request that failed, and ask again.
     """
     crowd = Crowd()
     half = clients * requests // 2
@@ -55,13 +55,16 @@ def run_crowd(
             at = number + turn
             prompt, kind = PROMPTS[at % len(PROMPTS)], tuple(KINDS)[at % 2]
             body = body_of(prompt, kind, tokens)
-            history = await ask(session, arena.cluster.url, body, name=f"{number}.{turn} {kind}")
-            crowd.histories.append(history)
-            if why := wrong_with(history, expected.text(prompt, kind, tokens), tokens):
-                crowd.wrong.append(f"{history.name}: {why}")
-            if len(crowd.histories) == half:
-                await asyncio.to_thread(midway)
-            if patient and history.error:
+            name = f"{number}.{turn} {kind}"
+            while True:
+                history = await ask(session, arena.cluster.url, body, name=name)
+                crowd.histories.append(history)
+                if why := wrong_with(history, expected.text(prompt, kind, tokens), tokens):
+                    crowd.wrong.append(f"{history.name}: {why}")
+                if len(crowd.histories) == half:
+                    await asyncio.to_thread(midway)
+                if not patient or not history.error:
+                    break
                 await asyncio.sleep(0.1)
 
     async def everyone() -> None:
