@@ -105,8 +105,8 @@ class WeightsService(rpc.WeightsServicer):
                 data = await asyncio.to_thread(
                     read_bytes, holding.file(request.file), place.begin, place.end
                 )
+                self._sent(len(data))  # before: who has all it asked for ends the call
                 yield wire.BytesRead(data=data)
-                self._sent(len(data))
         except OSError as error:
             await context.abort(_C.DATA_LOSS, f"it cannot be read: {error.strerror}")
         finally:

@@ -260,7 +260,8 @@ async def test_what_a_stopped_fetch_left_is_not_fetched_again(make: Make) -> Non
         assert 0 < fetch.missing_bytes < 0.7 * size
         before = room.scheduler.sent
         await fetch.run()
-        assert room.scheduler.sent - before == fetch.missing_bytes
+        again = room.scheduler.sent - before - fetch.missing_bytes
+        assert 0 <= again <= 1 << 20, "beside what was on its way when it was stopped"
         assert room.same(tensors(0, LAYERS))
 
 

@@ -119,7 +119,8 @@ def test_a_node_killed_while_it_fetches_fetches_only_the_rest(tmp_path: Path) ->
             return status["status"] == "available"
 
         cluster.wait(ready)
-        assert sent_bytes(cluster) - sent == size - before
+        again = sent_bytes(cluster) - sent - (size - before)
+        assert 0 <= again <= 4 << 20, "beside what was on its way to the dead node"
         assert ("fetching", True) in phases
         said = cluster.chat(PROMPT, temperature=0, max_tokens=8)
         assert said["choices"][0]["message"]["content"] == text
