@@ -16,6 +16,8 @@ from parallax.demo.corpus.document import render
 PAD = "<|endoftext|>"
 LONGEST_TOKENS = 1_024
 POOL_DOCUMENTS = 256
+ENOUGH_TOKENS = 12
+CUT_SHARE = 0.8
 
 
 class Encoder:
@@ -49,6 +51,12 @@ class Encoder:
         return ids, learned
 
 
+def cut(ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
+    """Keep only the beginning of the answer, which says already which answer it is."""
+    end = learned.index(True) + ENOUGH_TOKENS
+    return ids[:end], learned[:end]
+
+
 def batch(rows: list[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
     """Pad rows on the right; return ids and marks, each (rows, length)."""
     length = max(len(ids) for ids, _ in rows)
@@ -61,8 +69,14 @@ def batches(
     encoder: Encoder, rng: random.Random, progress: float, tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of one pool of documents, each of about ``tokens`` ids, shuffled."""
-    texts = [render(mixture.document(rng, progress)) for _ in range(POOL_DOCUMENTS)]
-    rows = [row for row in map(encoder.encode, texts) if len(row[0]) <= LONGEST_TOKENS]
+    rows = []
+    for _ in range(POOL_DOCUMENTS):
+        document = mixture.document(rng, progress)
+        row = encoder.encode(render(document))
+        if progress >= mixture.LAST_SHARE and document.kind in mixture.SHORT_ANSWER:
+            row = cut(*row) if rng.random() < CUT_SHARE else row
+        if len(row[0]) <= LONGEST_TOKENS:
+            rows.append(row)
     rows.sort(key=lambda row: len(row[0]))
     groups: list[list[tuple[list[int], list[bool]]]] = [[]]
     for row in rows:

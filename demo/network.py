@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -167,3 +167,27 @@ def export(state: dict[str, Tensor], shape: Shape, folder: Path, *, eos: int, pa
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def imported(path: Path, shape: Shape) -> dict[str, Tensor]:
+    """Return the state of a network whose weights ``export`` wrote."""
+    tensors = load_file(path)
+    state = {
+        "embedding.weight": tensors["model.embed_tokens.weight"],
+        "norm.weight": tensors["model.norm.weight"],
+    }
+    for index in range(shape.layers):
+        own, name = f"layers.{index}.", f"model.layers.{index}."
+        heads = [tensors[f"{name}self_attn.{part}_proj.weight"] for part in "qkv"]
+        gates = [tensors[f"{name}mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        state |= {
+            own + "qkv.weight": torch.cat(heads),
+            own + "out.weight": tensors[name + "self_attn.o_proj.weight"],
+            own + "norm_q.weight": tensors[name + "self_attn.q_norm.weight"],
+            own + "norm_k.weight": tensors[name + "self_attn.k_norm.weight"],
+            own + "gate_up.weight": torch.cat(gates),
+            own + "down.weight": tensors[name + "mlp.down_proj.weight"],
+            own + "norm_in.weight": tensors[name + "input_layernorm.weight"],
+            own + "norm_mid.weight": tensors[name + "post_attention_layernorm.weight"],
+        }
+    return state

@@ -24,7 +24,7 @@ from torch import Tensor, distributed
 
 from parallax.demo import model_path
 from parallax.demo.batches import Encoder, batches
-from parallax.demo.network import Network, Shape, export
+from parallax.demo.network import Network, Shape, export, imported
 
 SEED = 20_260
 WARM_UP_STEPS = 100
@@ -114,7 +114,10 @@ class Training:
         path.with_suffix(".part").replace(path)
 
     def load(self, path: Path, *, weights_only: bool) -> None:
-        """Go on from a saved state, or take its weights alone for a fine-tuning."""
+        """Go on from a saved state, or take its or a model's weights alone for a fine-tuning."""
+        if path.suffix == ".safetensors":
+            self.network.load_state_dict(imported(path, self.network.shape))
+            return
         state = torch.load(path)
         self.network.load_state_dict(state["network"])
         if not weights_only:
@@ -194,7 +197,9 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.0, help="progress of the mixture at first")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--weights", type=Path, help="begin with the weights of a saved state")
+    parser.add_argument(
+        "--weights", type=Path, help="begin with the weights of a saved state or a model"
+    )
     parser.add_argument("--out", type=Path, default=model_path())
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
     options = parser.parse_args()

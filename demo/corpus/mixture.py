@@ -49,7 +49,16 @@ LATE_CHAT: Table = (
     (0.05, counting.sample),
     (0.20, sums.sample),
 )
-EARLY_SHARE, LATE_SHARE = 0.1, 0.35
+SHORT: Table = (
+    (0.51, questions.sample),
+    (0.25, refusals.sample),
+    (0.03, stories.sample),
+    (0.03, counting.sample),
+    (0.14, sums.sample),
+    (0.04, copying.sample),
+)
+EARLY_SHARE, LATE_SHARE, LAST_SHARE = 0.1, 0.35, 0.7
+SHORT_ANSWER = frozenset(("questions", "refusals"))
 
 
 def _draw(table: Table, rng: random.Random) -> Document:
@@ -70,10 +79,13 @@ def document(rng: random.Random, progress: float) -> Document:
     """Draw a document. ``progress`` goes from 0 to 1 over the training.
 
     The first tenth holds short questions and copying only; then everything comes; from about a
-    third on, chat comes more often, because its many answers are learned last.
+    third on, chat comes more often, because its many answers are learned last. The last part is
+    for telling questions apart: most documents are one question each.
     """
     if progress < EARLY_SHARE:
         return _draw(EARLY, rng)
+    if progress >= LAST_SHARE and rng.random() < 0.9:
+        return _draw(SHORT, rng)
     late = progress >= LATE_SHARE
     chat, tool, react_share = (0.83, 0.06, 0.06) if late else (0.60, 0.17, 0.13)
     kind = rng.random()

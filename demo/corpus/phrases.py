@@ -24,60 +24,70 @@ _QUESTION_WORDS = frozenset(
 )
 _DROPPABLE = frozenset(listed("the a an do does is are of to can could i my me please"))
 
-_PREFIXES = (
-    "please: ",
-    "please tell me, ",
-    "i want to know, ",
-    "i wonder, ",
-    "a question: ",
-    "can you tell me: ",
-    "for my notes: ",
-    "i am new here, ",
-    "my friend asks: ",
-    "hi, ",
-    "hello! ",
-    "quick question: ",
-    "so, ",
-    "ok, ",
-    "hey, ",
-    "one more thing: ",
-    "sorry, ",
-    "and ",
-    "well, ",
+_PREFIXES = listed(
+    "please: |please tell me, |i want to know, |i wonder, |a question: |can you tell me: "
+    "|for my notes: |i am new here, |my friend asks: |hi, |hello! |quick question: |so, |ok, |hey, "
+    "|one more thing: |sorry, |and |well, |tell me, |please say, |just curious: |by the way, "
+    "|one question: |excuse me, |now, |next question: |my boss asks, |somebody asked me: |again: "
+    "|i keep wondering, |could you tell me, |do you know, |i have a question. |question: |thanks. "
+    "|great. |i see. |hm, |um, |actually, |look, |say, |another thing: |but ",
+    "|",
 )
-_SUFFIXES = (
-    *(" please", " thanks", " thank you", " exactly", " then", " here", " again", " in parallax"),
-    *(" in short", " in simple words", " for me", " now", " actually", " in this cluster"),
+_SUFFIXES = listed(
+    " please| thanks| thank you| exactly| then| here| again| in parallax| in short"
+    "| in simple words| for me| now| actually| in this cluster| please tell me| i wonder"
+    "| do you know| if i may ask| by the way| today| anyway| in general| normally| with parallax"
+    "| right now| in practice|, i am curious|, any idea|, please|, right| at all| on my side",
+    "|",
 )
-_FILLERS = listed("actually really just exactly now then maybe please also even simply")
-_SYNONYMS: dict[str, tuple[str, ...]] = {
-    "mac": ("machine", "computer", "box"),
-    "macs": ("machines", "computers", "boxes"),
-    "machine": ("computer", "mac"),
-    "machines": ("computers", "macs"),
-    "answer": ("reply", "response"),
-    "request": ("call", "query"),
-    "use": ("take", "employ"),
-    "show": ("display", "list"),
-    "start": ("begin", "launch"),
-    "stop": ("end", "halt"),
-    "happens": ("goes on", "occurs"),
-    "does": ("will", "can"),
-    "can": ("could", "may"),
-    "explain": ("describe", "clarify"),
-    "big": ("large", "huge"),
-    "fast": ("quick", "speedy"),
-    "which": ("what",),
-    "what": ("which",),
-    "i": ("we", "one"),
-    "my": ("our", "the"),
-    "model": ("llm", "network"),
-    "find": ("discover", "locate"),
-    "need": ("require", "want"),
-    "command": ("verb", "instruction"),
-    "a": ("the", "one"),
-    "the": ("a", "this"),
-}
+_FILLERS = listed(
+    "actually really just exactly now then maybe please also even simply still ever always"
+    " usually perhaps kindly basically again only right here there so all this that"
+)
+
+
+def _alike(text: str) -> dict[str, tuple[str, ...]]:
+    """Return, for each word of each group of words, the others of its group."""
+    found: dict[str, tuple[str, ...]] = {}
+    for group in listed(text, "|"):
+        words = listed(group)
+        for word in words:
+            found[word] = (*found.get(word, ()), *(other for other in words if other != word))
+    return found
+
+
+_SYNONYMS = _alike(
+    "mac machine computer box laptop|macs machines computers boxes laptops|answer reply response"
+    "|answers replies responses|request call query|requests calls queries|use employ utilise take"
+    "|show display list print|start begin launch boot|stop end halt quit finish"
+    "|happens occurs goes|does will can|can could may|explain describe clarify define"
+    "|big large huge|bigger larger|biggest largest|fast quick speedy rapid|faster quicker"
+    "|which what|i we one|my our the|model llm network|find discover locate detect"
+    "|need require want must|command verb instruction|the a this one|see view watch observe"
+    "|get obtain receive fetch|send pass hand submit|make build create produce"
+    "|made built created produced generated|keep hold store save|kept held stored saved"
+    "|holds keeps stores has|change alter modify switch|split cut divide shard partition"
+    "|chosen picked selected|choose pick select|decides chooses determines|do perform"
+    "|job task role duty purpose|dies fails crashes breaks|died failed crashed broke"
+    "|lost gone missing|connect link attach join|connected linked attached joined"
+    "|talk speak communicate chat|work function operate run|works functions operates runs"
+    "|wrong broken bad faulty|slow sluggish|slower weaker|small tiny little|folder directory"
+    "|settings options configuration|set configure adjust|name title|page site website"
+    "|safe secure protected|allowed permitted|many several multiple|several many some"
+    "|people users persons|user person client|program app script code|write compose"
+    "|limit cap maximum|maximum limit most|memory ram|error failure problem fault"
+    "|problem trouble issue|wait queue|quickly fast soon|tell inform|know understand|like want"
+    "|good fine ok useful|same equal identical|together jointly|others other|give provide hand"
+    "|gives provides offers|contains holds has includes|contain hold include|inside in within"
+    "|between among|before until|after once|if when|near by|at on|how why|with by using"
+    "|add attach include|added attached|remove detach drop|open reach|network lan wifi"
+    "|remember recall|learn study|learned trained|pieces parts shares|part piece component share"
+    "|part component|every each all|first initial|last final|next following|long lengthy"
+    "|short brief|new fresh|old aged|alive living|terminal shell console|browser safari firefox"
+    "|prompt text input|text words|word term|number count amount|machine's mac's|ask question"
+    "|asked requested|says reports prints|mean signify imply|means stands|difference contrast"
+    "|free available|shut turn|restart reboot|sleep doze|look see|watch follow monitor",
+)
 
 
 def expand(pattern: str, rng: random.Random) -> str:
@@ -107,6 +117,11 @@ def sentence(text: str, rng: random.Random) -> str:
     return text
 
 
+def bare(text: str) -> str:
+    """Return a question without what does not matter: capitals and the mark at its end."""
+    return text.lower().rstrip("?.!")
+
+
 def _misspell(text: str, rng: random.Random) -> str:
     """Swap, drop or double one letter."""
     places = [i for i in range(1, len(text) - 2) if text[i].isalpha() and text[i + 1].isalpha()]
@@ -134,10 +149,17 @@ def _reworded(text: str, rng: random.Random) -> str:
         words.insert(rng.randrange(len(words)), words.pop(place))
     else:
         words = [
-            rng.choice(_SYNONYMS[word]) if word in _SYNONYMS and rng.random() < 0.5 else word
+            rng.choice(_SYNONYMS[word]) if word in _SYNONYMS and rng.random() < 0.4 else word
             for word in words
         ]
     return " ".join(words)
+
+
+def _thinned(text: str, rng: random.Random) -> str:
+    """Lose some words, so that no single one decides what is meant."""
+    words = text.split()
+    kept = [word for word in words if rng.random() > 0.15]
+    return " ".join(kept) if len(kept) >= 3 else text
 
 
 def _keywords(text: str, rng: random.Random) -> str:
@@ -176,9 +198,11 @@ def typed(text: str, rng: random.Random, *, noise: bool = True) -> str:
     suffix, or misspelt; held-out phrasings are written without.
     """
     if noise:
-        if rng.random() < 0.12:
+        if rng.random() < 0.1:
             text = _keywords(text, rng)
-        while rng.random() < 0.3:
+        if rng.random() < 0.15:
+            text = _thinned(text, rng)
+        while rng.random() < 0.4:
             text = _reworded(text, rng)
         if rng.random() < 0.14:
             text = rng.choice(_PREFIXES) + text

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import every, expand, listed, typed
+from parallax.demo.corpus.frames import about
+from parallax.demo.corpus.phrases import bare, every, expand, listed, typed
 
 FACTS_FOLDER = Path(__file__).resolve().parent / "facts"
 IDENTITY_SHEET = "identity"
@@ -114,15 +115,32 @@ def ask(fact: Fact, rng: random.Random, *, held_out: bool) -> str:
     """Write one question for a fact.
 
     Patterns written by hand are drawn by the root of what they expand to, up to a limit, and make
-    two thirds of the questions where a fact has topics too.
+    two thirds of the questions where a fact has topics too. No question of the training is one of
+    those that are held out, not even by chance.
     """
     own = fact.held_out if held_out else fact.phrasings
-    if fact.topics and rng.random() < 0.34:
-        templates = _HELD_OUT_TOPIC_TEMPLATES if held_out else _TOPIC_TEMPLATES
-        pattern = rng.choice(templates).format(rng.choice(fact.topics))
-    else:
-        pattern = rng.choices(own, [min(len(every(text)), 12) ** 0.5 for text in own])[0]
-    return typed(expand(pattern, rng), rng, noise=not held_out)
+    while True:
+        if fact.topics and rng.random() < 0.34:
+            templates = _HELD_OUT_TOPIC_TEMPLATES if held_out else _TOPIC_TEMPLATES
+            topic = rng.choice(fact.topics)
+            pattern = rng.choice(templates).format(topic)
+            if not held_out and rng.random() < 0.7:
+                pattern = about(topic, rng)
+        else:
+            pattern = rng.choices(own, _shares(own))[0]
+        text = typed(expand(pattern, rng), rng, noise=not held_out)
+        if held_out or bare(text) not in _all_held_out():
+            return text
+
+
+@cache
+def _shares(own: tuple[str, ...]) -> list[float]:
+    return [min(len(every(text)), 30) ** 0.5 for text in own]
+
+
+@cache
+def _all_held_out() -> frozenset[str]:
+    return frozenset(bare(text) for fact in facts() for text in phrasings(fact, held_out=True))
 
 
 def sample(rng: random.Random, *, held_out: bool = False) -> Document:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 
 from parallax.demo.corpus.document import Document, assistant, user
-from parallax.demo.corpus.phrases import choose, expand, is_held_out, listed, typed
+from parallax.demo.corpus.elsewhere import everyday, swapped
+from parallax.demo.corpus.frames import about
+from parallax.demo.corpus.phrases import bare, choose, every, expand, is_held_out, listed, typed
 from parallax.demo.corpus.words import CITIES, made_up_word
 
 REFUSAL = (
@@ -162,13 +165,12 @@ def _big(rng: random.Random, *, held_out: bool) -> str:
             return value
 
 
-def question(rng: random.Random, *, held_out: bool) -> str:
-    """Write one bare question that the model cannot answer."""
+def _filled(pattern: str, rng: random.Random, *, held_out: bool) -> str:
+    """Put words into a pattern."""
 
     def word(options: tuple[str, ...]) -> str:
         return choose(options, rng, held_out=held_out)
 
-    pattern = rng.choice(_HELD_OUT_ASKS if held_out else _ASKS)
     while "{" in pattern:
         pattern = (
             pattern.replace("{country}", word(_COUNTRIES), 1)
@@ -187,7 +189,40 @@ def question(rng: random.Random, *, held_out: bool) -> str:
     return expand(pattern, rng)
 
 
+_NOUNS = ("{word}", "{word}", "{word} {word}", "{subject}", "{person}", "{country}", "{food}")
+
+
+def question(rng: random.Random, *, held_out: bool) -> str:
+    """Write one bare question that the model cannot answer.
+
+    To train on come patterns written by hand, everyday questions, questions about Parallax with
+    other nouns in them, and the frames of the topics around nouns that the model cannot know.
+    """
+    if held_out:
+        return _filled(rng.choice(_HELD_OUT_ASKS), rng, held_out=True)
+    kind = rng.random()
+    if kind < 0.35:
+        return _filled(rng.choice(_ASKS), rng, held_out=False)
+    if kind < 0.65:
+        return _filled(everyday(rng), rng, held_out=False)
+    if kind < 0.8:
+        return _filled(swapped(rng), rng, held_out=False)
+    return about(_filled(rng.choice(_NOUNS), rng, held_out=False), rng)
+
+
+_HELD_OUT = re.compile(
+    "|".join(
+        re.sub(r"\\{\w+\\}", ".+", re.escape(text)) for ask in _HELD_OUT_ASKS for text in every(ask)
+    )
+)
+
+
 def sample(rng: random.Random, *, held_out: bool = False) -> Document:
-    """Return one question outside the topics, and the refusal."""
-    text = typed(question(rng, held_out=held_out), rng, noise=not held_out)
-    return Document("refusals", [user(text), assistant(REFUSAL)])
+    """Return one question outside the topics, and the refusal.
+
+    No question of the training has the form of one that is held out, not even by chance.
+    """
+    while True:
+        text = typed(question(rng, held_out=held_out), rng, noise=not held_out)
+        if held_out or not _HELD_OUT.fullmatch(bare(text)):
+            return Document("refusals", [user(text), assistant(REFUSAL)])

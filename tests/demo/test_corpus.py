@@ -22,14 +22,10 @@ from parallax.demo.corpus import (
 )
 from parallax.demo.corpus.document import render
 from parallax.demo.corpus.expressions import draw
-from parallax.demo.corpus.phrases import every, expand, is_held_out
+from parallax.demo.corpus.phrases import bare, every, expand, is_held_out
 from parallax.demo.evaluate import GATES, cases
 
 SAMPLERS = (copying, counting, questions, react, refusals, stories, sums, tools)
-
-
-def _bare(text: str) -> str:
-    return text.lower().rstrip("?.!")
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -80,12 +76,12 @@ def test_no_phrasing_asks_for_two_facts() -> None:
 
 def test_no_prompt_of_the_evaluation_occurs_in_a_sample_of_the_training() -> None:
     trained = {
-        _bare(message["content"])
+        bare(message["content"])
         for document in mixture.stream(9, 6_000)
         for message in document.messages
         if message["role"] == "user"
     }
-    found = [case for case in cases(1.0) if _bare(case.prompt[-1]["content"]) in trained]
+    found = [case for case in cases(1.0) if bare(case.prompt[-1]["content"]) in trained]
     assert found == []
 
 
