@@ -22,6 +22,7 @@ from parallax.demo import model_path
 from parallax.demo.corpus import (
     copying,
     counting,
+    fresh,
     questions,
     react,
     refusals,
@@ -111,6 +112,7 @@ def cases(share: float) -> list[Document]:
     for sampler, count in samplers:
         found += [sampler(rng, held_out=True) for _ in range(count)]
     found += tools.held_out_cases(rng, 160) + react.held_out_cases(rng, 120)
+    found += fresh.cases()
     return [case for case in found if rng.random() < share]
 
 
@@ -144,11 +146,14 @@ def main() -> int:
     """Score the model and compare with the gates."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument("--only", default="", help="score the behaviours with this word only")
     parser.add_argument("--share", type=float, default=1.0, help="score a part of the cases")
     parser.add_argument("--show", type=int, default=0, help="print so many misses of each kind")
     options = parser.parse_args()
     model, scores, begun = Model(options.model), dict[str, Score](), time.monotonic()
     for case in cases(options.share):
+        if options.only not in case.kind:
+            continue
         score = scores.setdefault(case.kind, Score())
         reply = model.ask(case.prompt, case.tools)
         score.total += 1

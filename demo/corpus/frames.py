@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 from parallax.demo.corpus.phrases import expand, listed
+from parallax.demo.corpus.words import made_up_word
 
 _LEADS = listed(
     "|||please |can you |could you |would you |will you |i want you to |i would like you to "
@@ -66,6 +67,11 @@ _TAILS = listed(
     "| in a line or two| a bit| for my mother| to a layman| for a new user| to the team",
     "|",
 )
+_LISTENERS = listed(
+    "gardener friend teacher child parent colleague visitor student boss painter farmer guest"
+    " pupil doctor engineer layman stranger brother sister king robot neighbour newbie schoolboy"
+    " manager customer tourist learner apprentice grandfather outsider expert professor artist"
+)
 _PLAIN_TAILS = listed("||||||| then| exactly| here| again| please| in short| really| actually", "|")
 
 
@@ -73,7 +79,13 @@ def frame(rng: random.Random) -> str:
     """Draw a frame, a text with one ``{}`` for the noun."""
     kind = rng.random()
     if kind < 0.4:
-        return rng.choice(_LEADS) + rng.choice(_VERBS) + " {}" + rng.choice(_TAILS)
+        tail = rng.choice(_TAILS)
+        if rng.random() < 0.25:
+            listener = rng.choice(_LISTENERS) if rng.random() < 0.6 else made_up_word(rng)
+            tail = (
+                f" {rng.choice(('for', 'to'))} {rng.choice(('a', 'my', 'the', 'any'))} {listener}"
+            )
+        return rng.choice(_LEADS) + rng.choice(_VERBS) + " {}" + tail
     if kind < 0.7:
         return rng.choice(_ASKS) + " {}" + rng.choice(_PLAIN_TAILS)
     return rng.choice(_AROUND)

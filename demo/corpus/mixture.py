@@ -50,11 +50,11 @@ LATE_CHAT: Table = (
     (0.20, sums.sample),
 )
 SHORT: Table = (
-    (0.51, questions.sample),
-    (0.25, refusals.sample),
+    (0.50, questions.sample),
+    (0.20, refusals.sample),
     (0.03, stories.sample),
     (0.03, counting.sample),
-    (0.14, sums.sample),
+    (0.20, sums.sample),
     (0.04, copying.sample),
 )
 EARLY_SHARE, LATE_SHARE, LAST_SHARE = 0.1, 0.35, 0.7

@@ -115,12 +115,12 @@ def ask(fact: Fact, rng: random.Random, *, held_out: bool) -> str:
     """Write one question for a fact.
 
     Patterns written by hand are drawn by the root of what they expand to, up to a limit, and make
-    two thirds of the questions where a fact has topics too. No question of the training is one of
+    three fifths of the questions where a fact has topics too. No question of the training is one of
     those that are held out, not even by chance.
     """
     own = fact.held_out if held_out else fact.phrasings
     while True:
-        if fact.topics and rng.random() < 0.34:
+        if fact.topics and rng.random() < 0.4:
             templates = _HELD_OUT_TOPIC_TEMPLATES if held_out else _TOPIC_TEMPLATES
             topic = rng.choice(fact.topics)
             pattern = rng.choice(templates).format(topic)

@@ -12,6 +12,7 @@ import pytest
 from parallax.demo.corpus import (
     copying,
     counting,
+    fresh,
     mixture,
     questions,
     react,
@@ -63,6 +64,17 @@ def test_no_held_out_phrasing_is_trained_on() -> None:
     }
     for fact in questions.facts():
         assert not questions.phrasings(fact, held_out=True) & trained, fact.key
+
+
+def test_a_fresh_question_for_each_fact_is_in_no_sheet() -> None:
+    trained = {
+        text for fact in questions.facts() for text in questions.phrasings(fact, held_out=False)
+    }
+    asked = [bare(case.prompt[-1]["content"]) for case in fresh.cases()]
+    assert set(asked) & trained == set()
+    answers = {case.answer["content"] for case in fresh.cases()}
+    assert answers >= {fact.answer for fact in questions.facts()}
+    assert len(asked) == len(set(asked))
 
 
 def test_no_phrasing_asks_for_two_facts() -> None:
