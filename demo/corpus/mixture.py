@@ -50,12 +50,12 @@ LATE_CHAT: Table = (
     (0.20, sums.sample),
 )
 SHORT: Table = (
-    (0.50, questions.sample),
+    (0.47, questions.sample),
     (0.20, refusals.sample),
     (0.03, stories.sample),
-    (0.03, counting.sample),
+    (0.07, counting.sample),
     (0.20, sums.sample),
-    (0.04, copying.sample),
+    (0.03, copying.sample),
 )
 EARLY_SHARE, LATE_SHARE, LAST_SHARE = 0.1, 0.35, 0.7
 SHORT_ANSWER = frozenset(("questions", "refusals"))
