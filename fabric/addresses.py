@@ -190,16 +190,43 @@ def caller_host(peer: str) -> str:
     return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
-def is_this_machine(host: str) -> bool:
-    """Whether an address is one of this machine's own, now."""
-    bare = host.partition("%")[0].removeprefix("::ffff:")
+def is_this_machine(
+    host: str, addresses: Mapping[str, Sequence[InterfaceAddress]] | None = None
+) -> bool:
+    """Whether an address is one of this machine's own, now.
+
+    A link-local address is unique on its link alone, so it counts only with its scope, and only
+    if that very interface has it: a neighbour may well be called what our ``lo0`` is.
+
+    Args:
+        host: with its scope, if it has one, as a name or as a number ("fe80::1%3").
+        addresses: as ``psutil.net_if_addrs`` gives them; None asks it.
+    """
+    bare, _, scope = host.partition("%")
+    bare = bare.removeprefix("::ffff:")
     try:
-        if ipaddress.ip_address(bare).is_loopback:
-            return True
+        ip = ipaddress.ip_address(bare)
     except ValueError:
         return False
-    own = (a.address.partition("%")[0] for all_ in psutil.net_if_addrs().values() for a in all_)
+    if ip.is_loopback:
+        return not scope
+    if addresses is None:
+        addresses = psutil.net_if_addrs()
+    interfaces: Iterable[str] = addresses
+    if scope:
+        interfaces = [_interface_of(scope)]
+    elif ip.version == 6 and ip.is_link_local:
+        return False
+    own = (e.address.partition("%")[0] for name in interfaces for e in addresses.get(name, ()))
     return bare in own
+
+
+def _interface_of(scope: str) -> str:
+    """An interface's name by its IPv6 scope; empty: there is none of that number."""
+    try:
+        return socket.if_indextoname(int(scope)) if scope.isdecimal() else scope
+    except (OSError, OverflowError):
+        return ""
 
 
 def host_port(host: str, port: int) -> str:

@@ -10,6 +10,7 @@ from parallax.fabric.addresses import (
     Kind,
     by_kind,
     host_port,
+    is_this_machine,
     machine_addresses,
     parse_hardware_ports,
     to_listen,
@@ -150,3 +151,19 @@ def test_other_endpoints_keep_their_hosts() -> None:
 def test_ipv6_hosts_are_written_in_brackets() -> None:
     assert host_port("fe80::1%en0", 80) == "[fe80::1%en0]:80"
     assert host_port("10.0.0.1", 80) == "10.0.0.1:80"
+
+
+def test_a_neighbour_with_the_link_local_address_of_our_loopback_is_not_this_machine() -> None:
+    for host in ("fe80::1%en0", "fe80::1%bridge0", "fe80::1", "fe80::aa", "fe80::aa%bridge0"):
+        assert not is_this_machine(host, MAC), host
+    for host in ("fe80::1%lo0", "fe80::aa%en0", "192.168.1.20", "2001:db8::20", "::1"):
+        assert is_this_machine(host, MAC), host
+
+
+def test_a_scope_in_numbers_is_the_interface_of_that_number() -> None:
+    index, name = socket.if_nameindex()[0]
+    addresses = {name: [v6(f"fe80::1%{name}")], "another": [v6("fe80::2%another")]}
+    assert is_this_machine(f"fe80::1%{index}", addresses)
+    assert not is_this_machine(f"fe80::2%{index}", addresses)
+    for nowhere in ("0", "99999", "9" * 40):
+        assert not is_this_machine(f"fe80::1%{nowhere}", addresses)
