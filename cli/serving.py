@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from parallax.fabric.events import Event
 from parallax.fabric.settings import Settings
 
 GRACE_S = 5.0  # beyond the draining of answers in flight
+MOST_FILES = 10_240  # more macOS does not give a process (OPEN_MAX)
 
 
 class Service(Protocol):
@@ -38,8 +40,18 @@ def serve(service: Service, settings: Settings, *, with_parent: bool) -> None:
     Raises:
         ParallaxError: the service's own.
     """
+    _take_files()
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
         asyncio.run(_serve(service, settings, with_parent=with_parent))
+
+
+def _take_files() -> None:
+    """Raises the limit on open files, which is 256 on macOS: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard < 0 else min(MOST_FILES, hard)
+    if 0 <= soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(service: Service, settings: Settings, *, with_parent: bool) -> None:

@@ -50,7 +50,10 @@ HEAD_START_S = 0.25  # before the next endpoint is tried too (RFC 8305, happy ey
 MESSAGE_SLACK_BYTES = 64 << 10  # what surrounds a piece in its message
 PORT_TRIES = 20
 STRANGER_CALLS = 256  # at once, of the enrol listener
-STRANGER_IDLE_MS = 60_000  # without a call
+STRANGER_CONNECTIONS = 256  # at once; members have a listener of their own
+STRANGER_IDLE_MS = 6_000  # without a call: thrice the time between two of a node that waits
+STRANGER_AGE_MS = 60_000  # of a connection; a node that waits goes on over a new one
+STRANGER_GRACE_MS = 10_000  # for the calls of one that is so old
 STRANGER_BYTES = 64 << 10  # of one message to it
 
 Connect = Callable[[wire.Endpoint], Coroutine[Any, Any, tuple[grpc.aio.Channel, wire.Endpoint]]]
@@ -94,12 +97,22 @@ def _server_options(limits: Limits, *, strangers: bool) -> list[tuple[str, int |
     return [
         *_options(limits, receive_bytes),
         ("grpc.server_handshake_timeout_ms", int(limits.connect_s * 1000)),
-        *([("grpc.max_connection_idle_ms", STRANGER_IDLE_MS)] if strangers else []),
+        *(_stranger_options() if strangers else []),
         ("grpc.so_reuseport", 0),  # a port that is taken must be noticed
         # Pings as often as clients send them are welcome.
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
         ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _stranger_options() -> list[tuple[str, int | str]]:
+    """What keeps those who are nobody yet from taking all files of this process."""
+    return [
+        ("grpc.max_allowed_incoming_connections", STRANGER_CONNECTIONS),
+        ("grpc.max_connection_idle_ms", STRANGER_IDLE_MS),
+        ("grpc.max_connection_age_ms", STRANGER_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", STRANGER_GRACE_MS),
     ]
 
 

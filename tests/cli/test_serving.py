@@ -134,3 +134,18 @@ def test_a_defect_is_no_stack_trace(tmp_path: Path) -> None:
         process.wait_for("  Fix: ")
     assert any("ZeroDivisionError: oh" in line for line in process.lines)
     assert not any("Traceback" in line for line in process.lines)
+
+
+def test_a_service_has_as_many_files_as_the_system_lets_it_have(tmp_path: Path) -> None:
+    before = """
+import resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+"""
+    body = """
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+print("most", soft == (10_240 if hard < 0 else min(10_240, hard)), soft > 256, flush=True)
+"""
+    with serving(tmp_path, body, before=before) as process:
+        assert process.wait_for("most ") == "True True"

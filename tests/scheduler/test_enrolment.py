@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import grpc.aio
 import pytest
 from zeroconf.asyncio import AsyncServiceInfo
 
+from parallax.fabric import channels
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.certificates import new_key, signing_request
 from parallax.fabric.channels import listen, open_channel, stop_listening
@@ -334,6 +336,51 @@ async def test_strangers_without_tls_are_refused() -> None:
             await rpc.EnrolStub(plain).Enrol(wire.EnrolRequest(), timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert place.door.asked == []
+
+
+async def test_strangers_have_a_bounded_number_of_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "STRANGER_CONNECTIONS", 4)
+    async with enrolling() as place:
+        held = [await asyncio.open_connection("127.0.0.1", place.port) for _ in range(8)]
+        ends = [asyncio.create_task(reader.read()) for reader, _ in held]
+        async with asyncio.timeout(2):  # the handshakes of those that are let in have longer
+            while sum(end.done() for end in ends) < 4:
+                await asyncio.wait(
+                    [end for end in ends if not end.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+        assert sum(end.done() for end in ends) == 4
+        for _, writer in held:
+            writer.close()
+        await asyncio.gather(*ends, return_exceptions=True)
+        await Node(tmp_path).enrol(place.target())  # their places are free again
+
+
+async def test_a_stranger_that_asks_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "STRANGER_IDLE_MS", 50)
+    async with enrolling() as place:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port, ssl=context)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        async with asyncio.timeout(5):
+            await reader.read()  # to its end
+        writer.close()
+
+
+async def test_a_node_that_waits_outlives_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "POLL_S", 0.01)
+    monkeypatch.setattr(channels, "STRANGER_AGE_MS", 100)
+    monkeypatch.setattr(channels, "STRANGER_IDLE_MS", 100)
+    node = Node(tmp_path, token="")
+    async with enrolling() as place:
+        place.door.verdicts = [Waiting("x") for _ in range(4)]
+        await node.enrol(place.target())  # asks every 0.2 s, so each time over a new one
+        assert len(place.door.asked) == 5
 
 
 # ------------------------------------------------------------------------ members
