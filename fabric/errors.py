@@ -19,6 +19,7 @@
     │   ├── AdminOnly                the API key is not an admin's
     │   ├── UnknownKey               no API key has this id
     │   ├── WrongHost                the Host header names somebody else
+    │   ├── ThroughProxy             it came through a proxy, and no key is asked for
     │   └── CrossSite                another site's page asks
     ├── CapacityError                right request, not now
     │   ├── QueueFull                the queue is full (retry_after_s)
@@ -181,6 +182,10 @@ class UnknownKey(RequestError):
 
 class WrongHost(RequestError):
     """The Host header names somebody else, as after DNS rebinding."""
+
+
+class ThroughProxy(RequestError):
+    """A proxy sends what others ask, while loopback alone stands in for a key."""
 
 
 class CrossSite(RequestError):
@@ -391,6 +396,7 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     AdminOnly: Row(403, _C.PERMISSION_DENIED, _INVALID, "admin_key_required", 2),
     UnknownKey: Row(404, _C.NOT_FOUND, _INVALID, "key_not_found", 2),
     WrongHost: Row(421, _C.FAILED_PRECONDITION, _INVALID, "wrong_host", 2),
+    ThroughProxy: Row(403, _C.PERMISSION_DENIED, _INVALID, "through_proxy", 2),
     CrossSite: Row(403, _C.PERMISSION_DENIED, _INVALID, "cross_site", 2),
     CapacityError: Row(503, _C.UNAVAILABLE, _SERVER, "unavailable", 3),
     QueueFull: Row(429, _C.RESOURCE_EXHAUSTED, _LIMIT, "queue_full", 3),

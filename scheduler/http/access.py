@@ -8,11 +8,11 @@ DNS rebinding it may make its own name point here, so that the browser takes us 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from parallax.fabric.errors import CrossSite, WrongHost
+from parallax.fabric.errors import CrossSite, ThroughProxy, WrongHost
 from parallax.fabric.hosts import address, host_of, is_loopback
 from parallax.fabric.settings import SchedulerSettings
 
@@ -21,6 +21,7 @@ PREFLIGHT_S = 600
 
 _ADMIN = frozenset({"/scheduler/init", "/node/join/command"})
 _FREE = frozenset({"/health"})
+_OF_PROXIES = frozenset({"forwarded", "via", "x-real-ip"})
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+( *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 
 
@@ -37,6 +38,7 @@ class Access:
     """How a server is to be reached."""
 
     keys_required: bool = False
+    direct: bool = False  # loopback stands in for keys, so nobody may ask through a proxy
     secure: bool = False  # it speaks TLS
     names: frozenset[str] = frozenset()  # in Host, besides localhost and addresses; lower case
     origins: frozenset[str] = frozenset()  # whose pages may ask besides our own; lower case
@@ -47,6 +49,7 @@ class Access:
         names = {*own_names, settings.host.lower(), *settings.allowed_host}
         return cls(
             keys_required=settings.keys_required,
+            direct=settings.keys == "auto" and not settings.keys_required,
             secure=settings.tls_cert is not None,
             names=frozenset(names),
             origins=frozenset(settings.cors_origin),
@@ -99,6 +102,31 @@ def check_host(access: Access, hosts: Sequence[str], *, may_lack: bool) -> None:
         "reaches it under a name of its own (DNS rebinding)",
         "Use its address, or name it: parallax run --allowed-host NAME",
     )
+
+
+def check_direct(access: Access, headers: Iterable[str]) -> None:
+    """Where loopback stands in for keys, let through what no proxy says it has sent on.
+
+    A proxy on this machine makes everybody's requests come from loopback. One that says
+    nothing of itself cannot be told from a program of this machine.
+
+    Args:
+        headers: their names.
+
+    Raises:
+        ThroughProxy: a proxy wrote one of them.
+    """
+    if not access.direct:
+        return
+    for name in map(str.lower, headers):
+        if name in _OF_PROXIES or name.startswith("x-forwarded-"):
+            raise ThroughProxy(
+                "A proxy asks for somebody else, and no key is asked for here",
+                f"The request has {name[:100]!r}; through a proxy everybody would be taken for "
+                "this machine",
+                "Ask for keys behind a proxy: parallax run --keys (or --no-keys, if it lets in "
+                "only who may)",
+            )
 
 
 def allowed_origin(access: Access, origin: str | None) -> str | None:

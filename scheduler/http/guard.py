@@ -14,6 +14,7 @@ from parallax.scheduler.api_keys import Holder
 from parallax.scheduler.http.access import (
     Level,
     allowed_origin,
+    check_direct,
     check_host,
     check_site,
     cors_headers,
@@ -57,6 +58,7 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     access, headers = request.app[ACCESS], request.headers
     hosts = headers.getall("Host", [])
     check_host(access, hosts, may_lack=request.version < (1, 1))
+    check_direct(access, headers)
     resource = request.match_info.route.resource
     place = None if resource is None else resource.canonical
     visits_page = place in _PAGE and request.method in ("GET", "HEAD")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from parallax.fabric.errors import CrossSite, WrongHost
+from parallax.fabric.errors import CrossSite, ThroughProxy, WrongHost
 from parallax.fabric.settings import SchedulerSettings
 from parallax.scheduler.http.access import (
     Access,
     Level,
     allowed_origin,
+    check_direct,
     check_host,
     check_site,
     key_in,
@@ -197,3 +198,16 @@ def test_keys_are_required_beyond_loopback_unless_switched_off_loudly(
     told = " ".join(notices(made))
     assert said in told
     assert bool(told) is bool(said)
+
+
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP", "Via"]
+)
+def test_loopback_stands_in_for_a_key_only_where_no_proxy_is_between(header: str) -> None:
+    names = ["Host", header]
+    with pytest.raises(ThroughProxy, match="--keys"):
+        check_direct(Access.of(SchedulerSettings(), frozenset()), names)
+    for said in ({"keys": "required"}, {"keys": "off"}, {"host": "0.0.0.0"}):
+        settings = SchedulerSettings(**said)  # type: ignore[arg-type]
+        check_direct(Access.of(settings, frozenset()), names)
+    check_direct(Access(direct=True), ["Host", "Accept", "X-Forwarder"])

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from parallax.fabric.settings import SchedulerSettings
 from parallax.scheduler.api_keys import KeyRecord, KeyRing, digest_of
 from parallax.scheduler.http.access import Access, Level, level_of
 from tests.scheduler.http.scripted import site, until
@@ -191,6 +192,17 @@ async def test_a_foreign_name_is_told_421_whatever_it_asks(says):
             assert (await ask(here, path, headers=host))[:2] == (421, "wrong_host"), path
         assert (await ask(here, "/health", headers={"Host": "studio.local"}))[0] == 200
         assert refused(here, "wrong_host") == 5
+
+
+async def test_what_a_proxy_sends_on_is_not_taken_for_this_machine(says):
+    access = Access.of(SchedulerSettings(), frozenset())
+    async with site(says("a"), access=access, keys=ring()) as here:
+        through = {"X-Forwarded-For": "203.0.113.9"}
+        for path in ("/", "/health", "/v1/models", "/admin/keys", "/none"):
+            found = await ask(here, path, "px-admin", headers=through)
+            assert found[:2] == (403, "through_proxy"), path
+        assert (await ask(here, "/admin/keys"))[0] == 200
+        assert refused(here, "through_proxy") == 5
 
 
 async def test_pages_of_other_sites_change_nothing(says):
