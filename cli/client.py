@@ -40,6 +40,7 @@ class ClusterClient:
         api_key: str | None = None,
         ca_file: Path | None = None,
         certificate: Path | None = None,
+        to: str | None = None,
     ) -> None:
         """
         Args:
@@ -47,6 +48,7 @@ class ClusterClient:
             ca_file: certificates to trust besides the system's.
             certificate: the one that the server shows; then it alone is trusted, whatever name
                 it is for.
+            to: the address to connect to, whatever the host's name leads to.
 
         Raises:
             BadSetting: it is not an address of HTTP, or a file holds no certificate.
@@ -65,7 +67,7 @@ class ClusterClient:
                 "Write for example --url http://192.168.1.20:3001",
                 setting="url",
             )
-        self._host = parts.hostname
+        self._host = to or parts.hostname
         self._secure = parts.scheme == "https"
         self._path = parts.path.rstrip("/")
         self._tls = tls_context(ca_file, certificate) if self._secure else None
@@ -204,7 +206,11 @@ def connect(settings: ClientSettings) -> ClusterClient:
         base_url = base_url.replace("http://", "https://", 1)
     pinned = None if local.certificate is None else Path(local.certificate)
     return ClusterClient(
-        base_url, api_key=given or local.secret, ca_file=settings.ca_file, certificate=pinned
+        base_url,
+        api_key=given or local.secret,
+        ca_file=settings.ca_file,
+        certificate=pinned,
+        to=local.to,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parallax.fabric.errors import BadSetting
-from parallax.fabric.hosts import ANYWHERE, is_loopback
+from parallax.fabric.hosts import ANYWHERE, address, is_loopback
 
 FILE_NAME = "cli.key"
 
@@ -26,16 +26,34 @@ _MOST_BYTES = 4096
 class LocalKey:
     """What the file holds."""
 
-    host: str  # where HTTP listens
+    host: str  # where HTTP listens, an address
     port: int
     secret: str = field(repr=False)
     certificate: str | None = None  # PEM file of the certificate that HTTP shows
+    name: str = ""  # by which HTTP was told to listen there, if it was one
+
+    @property
+    def to(self) -> str:
+        """The one address that the secret is sent to.
+
+        Another account of this machine may listen at the same port of each other one.
+        """
+        return ANYWHERE.get(self.host, self.host)
 
     def is_for(self, host: str, port: int) -> bool:
-        """Whether this address is the scheduler's that wrote it."""
-        ours = ANYWHERE.get(self.host, self.host).lower()
-        same = host.lower() == ours or (is_loopback(host) and is_loopback(ours))
-        return same and port == self.port
+        """Whether who asks for this host means the scheduler that wrote it.
+
+        Names count for what they stand for here, whatever they lead to: that one's own name,
+        and ``localhost`` where its address is a loopback one.
+        """
+        if port != self.port:
+            return False
+        asked = address(host)
+        if asked is not None:
+            return asked == address(self.to)
+        if self.name and host.lower() == self.name.lower():
+            return True
+        return is_loopback(host) and is_loopback(self.to)
 
 
 @contextlib.contextmanager
@@ -52,6 +70,7 @@ def kept(state_dir: Path, key: LocalKey) -> Iterator[None]:
         "port": key.port,
         "key": key.secret,
         "certificate": key.certificate,
+        "name": key.name,
     }
     try:
         fresh.unlink(missing_ok=True)
@@ -83,6 +102,7 @@ def read(state_dir: Path) -> LocalKey | None:
             int(told["port"]),
             str(told["key"]),
             None if told["certificate"] is None else str(told["certificate"]),
+            str(told["name"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -16,7 +16,7 @@ from parallax.fabric.credentials import Credentials
 from parallax.fabric.discovery import advertise
 from parallax.fabric.errors import ClusterError, PortInUse
 from parallax.fabric.events import Event, Problem, Started, Stopped
-from parallax.fabric.hosts import ANYWHERE, own_names
+from parallax.fabric.hosts import ANYWHERE, address, own_names
 from parallax.fabric.identity import load_identity
 from parallax.fabric.local_key import LocalKey, kept
 from parallax.fabric.members import MembersOnly
@@ -127,7 +127,14 @@ async def serve_scheduler(
         runner, http_port = await serve(app, settings.host, settings.port, tls)
         closing.push_async_callback(runner.cleanup)
         shown = str(settings.tls_cert) if settings.tls_cert else None
-        local = LocalKey(settings.host, http_port, local_secret, shown)
+        named = address(settings.host) is None
+        local = LocalKey(
+            runner.addresses[0][0] if named else settings.host,
+            http_port,
+            local_secret,
+            shown,
+            settings.host if named else "",
+        )
         closing.enter_context(kept(settings.state_dir, local))
         closing.push_async_callback(cluster.stop)
 

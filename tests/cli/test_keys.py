@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +84,13 @@ def test_the_file_s_key_goes_to_the_scheduler_that_wrote_it_and_nowhere_else(
         ("192.168.1.20", "192.168.1.20", True),
         ("192.168.1.20", "127.0.0.1", False),
         ("127.0.0.1", "evil.example", False),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("127.0.0.1", "::1", False),
+        ("0.0.0.0", "::1", False),
+        ("::", "127.0.0.1", False),
+        ("::", "localhost", True),
+        ("::1", "0:0::1", True),
+        ("192.168.1.20", "localhost", False),
     ],
 )
 def test_the_address_of_the_scheduler_is_told_from_others(
@@ -89,6 +98,26 @@ def test_the_address_of_the_scheduler_is_told_from_others(
 ) -> None:
     assert LocalKey(listens, 3001, SECRET).is_for(asked, 3001) is ours
     assert not LocalKey(listens, 3001, SECRET).is_for(asked, 3002)
+
+
+def test_localhost_is_the_scheduler_s_address_and_not_where_the_name_leads(
+    tmp_path: Path, cluster: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another account listens at ``[::1]``, to which the name leads first."""
+    lookup = socket.getaddrinfo
+
+    def elsewhere(host: str, *rest: Any, **more: Any) -> Any:
+        assert host == "127.0.0.1", f"{host} is looked up"
+        return lookup(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
+    port = port_of(cluster)
+    with left(tmp_path, port):
+        url = f"http://localhost:{port}"
+        assert sent(cluster, url=url, state_dir=tmp_path) == f"Bearer {SECRET}"
+    with kept(tmp_path, LocalKey("127.0.0.1", port, SECRET, name="Studio.local")):
+        url = f"http://studio.local:{port}"
+        assert sent(cluster, url=url, state_dir=tmp_path) == f"Bearer {SECRET}"
 
 
 def test_a_key_is_not_shown_with_the_settings() -> None:
