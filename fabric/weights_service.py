@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,16 @@ import grpc
 import grpc.aio
 
 from parallax.fabric.blocks import BLOCK_BYTES, FileBlocks, Marks
+from parallax.fabric.credentials import peer_of
 from parallax.fabric.models import DESCRIBING_FILES
+from parallax.fabric.shares import Shares
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
 MOST_RANGES = 64  # of one Read
 MOST_READERS = 32  # at once: each takes a block or two of memory
+EACH_READERS = 6  # of one member: a node asks IN_FLIGHT, and its last ones may still be ending
+MOST_READ_S = 150.0  # a place is held no longer; nodes ask for less, and gRPC ends what is late
 
 _WEIGHT_FILE = re.compile(r"model[\w.-]{0,160}\.safetensors", re.ASCII)
 _C = grpc.StatusCode
@@ -60,7 +65,7 @@ class WeightsService(rpc.WeightsServicer):
     def __init__(self, find: Find, sent: Callable[[int], None] = lambda _: None) -> None:
         self._find = find
         self._sent = sent
-        self._readers = 0
+        self._readers = Shares(MOST_READERS, EACH_READERS)
 
     async def Holds(
         self,
@@ -96,21 +101,13 @@ class WeightsService(rpc.WeightsServicer):
             if marks is not None and not all(block in marks[request.file] for block in found):
                 await context.abort(_C.OUT_OF_RANGE, "a block is not here")
                 return
-        if self._readers >= MOST_READERS:
-            await context.abort(_C.RESOURCE_EXHAUSTED, "too many read at once")
-            return
-        self._readers += 1
-        try:
+        async with self.reading(context):
             for place in request.ranges:
                 data = await asyncio.to_thread(
                     read_bytes, holding.file(request.file), place.begin, place.end
                 )
                 self._sent(len(data))  # before: who has all it asked for ends the call
                 yield wire.BytesRead(data=data)
-        except OSError as error:
-            await context.abort(_C.DATA_LOSS, f"it cannot be read: {error.strerror}")
-        finally:
-            self._readers -= 1
 
     async def Describe(
         self,
@@ -129,6 +126,23 @@ class WeightsService(rpc.WeightsServicer):
         """What is right: only a scheduler is believed."""
         await context.abort(_C.UNIMPLEMENTED, "the scheduler says that")
         raise AssertionError  # abort has raised
+
+    @asynccontextmanager
+    async def reading(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+        """A place among those that are read to; the call ends if its caller gets none.
+
+        Who takes nothing holds a place until the call's deadline, so a call must have one.
+        """
+        left_s = context.time_remaining()
+        if left_s is None or left_s > MOST_READ_S:
+            await context.abort(_C.INVALID_ARGUMENT, f"a deadline of {MOST_READ_S:g} s is needed")
+        with self._readers.place(peer_of(context)) as free:
+            if not free:
+                await context.abort(_C.RESOURCE_EXHAUSTED, "too many read at once")
+            try:
+                yield
+            except OSError as error:
+                await context.abort(_C.DATA_LOSS, f"it cannot be read: {error.strerror}")
 
     async def asked(self, digest: str, context: grpc.aio.ServicerContext[Any, Any]) -> Holding:
         """What is here of the model that was asked for; the call ends if it is not known."""

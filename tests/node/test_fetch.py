@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -24,7 +24,7 @@ from parallax.fabric.errors import DiskFull, ModelBroken, WeightsMissing
 from parallax.fabric.limits import Limits
 from parallax.fabric.models import PARTS, ModelFolder, open_folder
 from parallax.fabric.safetensors import folder_headers
-from parallax.fabric.weights_service import WeightsService
+from parallax.fabric.weights_service import EACH_READERS, WeightsService
 from parallax.node import fetch as fetching
 from parallax.node.fetch import Fetch, Line, Place, describe
 from parallax.node.library import Whole
@@ -112,10 +112,10 @@ class Member:
             server, self.server = self.server, None
             await stop_listening(server, 0.0)
 
-    def line(self) -> Line:
+    def line(self, caller: str = "node") -> Line:
         endpoint = wire.Endpoint(host="127.0.0.1", port=self.port, kind="loopback")
         place = Place(peer(self.name), (endpoint,), scheduler=self.name == "scheduler")
-        return Line(place, LIMITS, member("node", "scheduler"))
+        return Line(place, LIMITS, member(caller, "scheduler"))
 
 
 class Room:
@@ -413,6 +413,41 @@ async def test_nothing_but_blocks_of_the_known_model_can_be_read(make: Make) -> 
         finally:
             for line in lines:
                 await line.close()
+
+
+async def status(call: Awaitable[object]) -> str:
+    """How a call ends: OK, or its error."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def test_a_member_that_takes_nothing_of_what_it_asked_for_leaves_places_for_others(
+    make: Make,
+) -> None:
+    async with make() as room:
+        begin, end = (await room.parts()).blocks["model-1-of-2.safetensors"].place(1)
+        ask = wire.ReadAsked(
+            digest=room.model.digest,
+            file="model-1-of-2.safetensors",
+            ranges=[wire.ByteRange(begin=begin, end=end)] * 64,  # more than the kernel takes
+        )
+        greedy, other = room.scheduler.line("greedy"), room.scheduler.line("other")
+        try:
+            stub = await greedy.stub()
+            calls = [stub.Read(ask, timeout=60) for _ in range(EACH_READERS)]
+            for call in calls:
+                assert isinstance(await call.read(), wire.BytesRead)
+            assert await status(stub.Read(ask, timeout=60).read()) == "RESOURCE_EXHAUSTED"
+            assert await status((await other.stub()).Read(ask, timeout=60).read()) == "OK"
+            assert await status((await other.stub()).Read(ask).read()) == "INVALID_ARGUMENT"
+            for call in calls:
+                call.cancel()
+        finally:
+            await greedy.close()
+            await other.close()
 
 
 async def test_a_disk_that_fills_is_a_clear_error(make: Make, tmp_path: Path) -> None:
