@@ -11,9 +11,11 @@ import grpc
 import grpc.aio
 
 from parallax.fabric.blocks import FileBlocks, Marks, blocks_of, data_begin
+from parallax.fabric.credentials import peer_of
 from parallax.fabric.errors import ModelError
 from parallax.fabric.models import DESCRIBING_FILES, PARTS, ModelFolder
 from parallax.fabric.safetensors import folder_headers
+from parallax.fabric.shares import Shares
 from parallax.fabric.tasks import in_thread
 from parallax.fabric.weights_service import WeightsService, read_bytes
 from parallax.proto import wire_pb2 as wire
@@ -23,6 +25,8 @@ from parallax.scheduler.sums import Sums
 log = logging.getLogger(__name__)
 
 MOST_SUMS = 64  # blocks of one answer: 64 MiB are read for it at most
+MOST_ASKING = 1024  # for sums at once; most wait their turn and hold nothing
+EACH_ASKING = 32  # of one member: a node asks for each parcel that is on its way, from 9 sources
 PIECE_BYTES = 1 << 20
 
 _C = grpc.StatusCode
@@ -95,6 +99,7 @@ class ModelWeights(WeightsService):
     def __init__(self, state_dir: Path, sent: Callable[[int], None]) -> None:
         super().__init__(self._offer_of, sent)
         self._kept = state_dir / "sums"
+        self._asking = Shares(MOST_ASKING, EACH_ASKING)
         self._offers: dict[str, Offered] = {}  # by digest: the chosen one
 
     async def offer(self, folder: ModelFolder) -> None:
@@ -125,7 +130,7 @@ class ModelWeights(WeightsService):
         offered = self._offers[request.digest]
         folder = offered.folder.path
         names = [name for name in DESCRIBING_FILES if (folder / name).is_file()]
-        try:
+        async with self.reading(context):
             for name in (*names, *offered.blocks):
                 path = folder / name
                 size = path.stat().st_size
@@ -139,8 +144,6 @@ class ModelWeights(WeightsService):
                         file=name if first else "", size_bytes=size if first else 0, data=data
                     )
                     begin = stop
-        except OSError as error:
-            await context.abort(_C.DATA_LOSS, f"it cannot be read: {error.strerror}")
 
     async def Sums(
         self,
@@ -155,14 +158,17 @@ class ModelWeights(WeightsService):
         if blocks is None or not 0 < len(run) <= MOST_SUMS or run.stop > len(blocks):
             await context.abort(_C.INVALID_ARGUMENT, "no such file, or no such blocks")
             raise AssertionError  # abort has raised
-        try:
-            if not offered.bring(request.file):
-                await context.abort(_C.ABORTED, f"{request.file} is on its way from the hub")
-            return wire.SumsTold(sums=await offered.sums.of(request.file, run))
-        except ModelError as error:
-            log.warning("%s", error.sentence)
-            await context.abort(_C.DATA_LOSS, error.sentence)
-            raise AssertionError from None
+        with self._asking.place(peer_of(context)) as free:
+            if not free:
+                await context.abort(_C.RESOURCE_EXHAUSTED, "too many sums asked for at once")
+            try:
+                if not offered.bring(request.file):
+                    await context.abort(_C.ABORTED, f"{request.file} is on its way from the hub")
+                return wire.SumsTold(sums=await offered.sums.of(request.file, run))
+            except ModelError as error:
+                log.warning("%s", error.sentence)
+                await context.abort(_C.DATA_LOSS, error.sentence)
+                raise AssertionError from None
 
     def _offer_of(self, digest: str) -> Offered | None:
         return self._offers.get(digest)

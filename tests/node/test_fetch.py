@@ -31,7 +31,7 @@ from parallax.node.library import Whole
 from parallax.node.parts import Parts, Shelved
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
-from parallax.scheduler.weights import ModelWeights
+from parallax.scheduler.weights import EACH_ASKING, ModelWeights
 from tests.trust import everyone, member, peer
 
 LIMITS = Limits(connect_s=2.0)
@@ -445,6 +445,42 @@ async def test_a_member_that_takes_nothing_of_what_it_asked_for_leaves_places_fo
             assert await status((await other.stub()).Read(ask).read()) == "INVALID_ARGUMENT"
             for call in calls:
                 call.cancel()
+        finally:
+            await greedy.close()
+            await other.close()
+
+
+async def test_descriptions_and_sums_are_counted_for_each_member(make: Make) -> None:
+    async with make() as room:
+        with (room.model.path / "generation_config.json").open("wb") as long:
+            long.truncate(64 << 20)  # more than the kernel takes
+        file = "model-1-of-2.safetensors"
+        model = wire.ModelAsked(digest=room.model.digest)
+        sums = wire.SumsAsked(digest=room.model.digest, file=file, first=0, count=1)
+        greedy, other = room.scheduler.line("greedy"), room.scheduler.line("other")
+        try:
+            stub, another = await greedy.stub(), await other.stub()
+            calls = [stub.Describe(model, timeout=60) for _ in range(EACH_READERS)]
+            for call in calls:
+                assert isinstance(await call.read(), wire.Described)
+            assert await status(stub.Describe(model, timeout=60).read()) == "RESOURCE_EXHAUSTED"
+            assert await status(another.Describe(model, timeout=60).read()) == "OK"
+
+            turn = room.weights._offers[room.model.digest].sums._turns[file]
+            async with turn:  # as while a disk is slow
+                most = EACH_ASKING + 1
+                asking = [
+                    asyncio.create_task(status(stub.Sums(sums, timeout=60))) for _ in range(most)
+                ]
+                ended, waiting = await asyncio.wait(
+                    asking, timeout=30, return_when=asyncio.FIRST_COMPLETED
+                )
+                assert [task.result() for task in ended] == ["RESOURCE_EXHAUSTED"]
+                waits = asyncio.create_task(status(another.Sums(sums, timeout=60)))
+                while not waits.done() and room.weights._asking.taken <= EACH_ASKING:
+                    await asyncio.wait({waits}, timeout=0.01)
+            assert await waits == "OK"
+            assert {await task for task in waiting} == {"OK"}
         finally:
             await greedy.close()
             await other.close()
