@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -17,49 +16,15 @@ import psutil
 import pytest
 
 from parallax.fabric import weights_service
-from parallax.fabric.addresses import Address, Kind
-from parallax.fabric.blocks import BLOCK_BYTES, blocks_of
-from parallax.fabric.channels import listen, stop_listening
+from parallax.fabric.blocks import BLOCK_BYTES
 from parallax.fabric.errors import DiskFull, ModelBroken, WeightsMissing
-from parallax.fabric.limits import Limits
-from parallax.fabric.models import PARTS, ModelFolder, open_folder
-from parallax.fabric.safetensors import folder_headers
-from parallax.fabric.weights_service import EACH_READERS, WeightsService
+from parallax.fabric.models import PARTS, open_folder
 from parallax.node import fetch as fetching
-from parallax.node.fetch import Fetch, Line, Place, describe
-from parallax.node.library import Whole
-from parallax.node.parts import Parts, Shelved
+from parallax.node.fetch import Line, describe
+from parallax.node.parts import Shelved
 from parallax.proto import wire_pb2 as wire
-from parallax.proto import wire_pb2_grpc as rpc
-from parallax.scheduler.weights import EACH_ASKING, ModelWeights
-from tests.trust import everyone, member, peer
-
-LIMITS = Limits(connect_s=2.0)
-LOOPBACK = Address("127.0.0.1", "lo", Kind.LOOPBACK)
-LAYERS = 8
-
-
-def write_model(folder: Path, layer_bytes: int, layers: int = LAYERS) -> ModelFolder:
-    """A model that nothing can run, in two files: layers of random bytes in three tensors each."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "layers": layers}))
-    for half in range(2):
-        header, at = {}, 0
-        for layer in range(half * layers // 2, (half + 1) * layers // 2):
-            for part, size in (
-                ("norm", 64),
-                ("up", layer_bytes * 3 // 4),
-                ("down", layer_bytes // 4),
-            ):
-                entry = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
-                header[f"layers.{layer}.{part}"] = entry
-                at += size
-        text = json.dumps(header).encode()
-        with (folder / f"model-{half + 1}-of-2.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for begin in range(0, at, BLOCK_BYTES):
-                file.write(os.urandom(min(BLOCK_BYTES, at - begin)))
-    return open_folder(folder, name="random", location="/nowhere/random")
+from parallax.scheduler.weights import ModelWeights
+from tests.node.weights_room import LAYERS, LIMITS, Room, tensors, weights_room
 
 
 def spoiled(folder: Path, copy: Path) -> Path:
@@ -75,124 +40,12 @@ def spoiled(folder: Path, copy: Path) -> Path:
     return copy
 
 
-def tensors(first: int, end: int) -> list[str]:
-    return [f"layers.{n}.{part}" for n in range(first, end) for part in ("norm", "up", "down")]
-
-
-def source(model: ModelFolder) -> wire.ModelSource:
-    return wire.ModelSource(name=model.name, location=model.location, digest=model.digest)
-
-
-class Member:
-    """A listener that gives out a folder, and how many bytes it gave out."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.sent = 0
-        self.most: Callable[[int], None] = lambda _: None
-        self.server: grpc.aio.Server | None = None
-        self.port = 0
-
-    def count(self, size: int) -> None:
-        self.sent += size
-        self.most(self.sent)
-
-    async def start(self, service: WeightsService) -> None:
-        self.server, self.port = await listen(
-            [LOOPBACK],
-            self.port,
-            credentials=member(self.name, "scheduler"),
-            gate=everyone(),
-            limits=LIMITS,
-            register=lambda s: rpc.add_WeightsServicer_to_server(service, s),
-        )
-
-    async def stop(self) -> None:
-        if self.server is not None:
-            server, self.server = self.server, None
-            await stop_listening(server, 0.0)
-
-    def line(self, caller: str = "node") -> Line:
-        endpoint = wire.Endpoint(host="127.0.0.1", port=self.port, kind="loopback")
-        place = Place(peer(self.name), (endpoint,), scheduler=self.name == "scheduler")
-        return Line(place, LIMITS, member(caller, "scheduler"))
-
-
-class Room:
-    """A scheduler with a model, peers that have some of it, and a node that has nothing."""
-
-    def __init__(self, tmp_path: Path, layer_bytes: int) -> None:
-        self.model = write_model(tmp_path / "model", layer_bytes)
-        self.shelved = Shelved(tmp_path / "node" / "fetched")
-        self.scheduler = Member("scheduler")
-        self.members = [self.scheduler]
-        self.progress: list[tuple[int, int]] = []
-        self.weights = ModelWeights(tmp_path / "scheduler", self.scheduler.count)
-
-    async def open(self) -> None:
-        await self.weights.offer(self.model)
-        await self.scheduler.start(self.weights)
-
-    async def peer(self, name: str, holding: weights_service.Holding) -> Member:
-        member = Member(name)
-        self.members.append(member)
-        await member.start(WeightsService({self.model.digest: holding}.get, member.count))
-        return member
-
-    def whole(self, folder: Path) -> Whole:
-        return Whole(folder, blocks_of(folder_headers(folder)))
-
-    async def parts(self) -> Parts:
-        """What the node has: described by the scheduler if it has nothing."""
-        found = self.shelved.open(self.model.digest, name="random", location="/nowhere/random")
-        if found is not None:
-            return found
-        line = self.scheduler.line()
-        try:
-            return await describe(line, self.shelved, source(self.model), LIMITS)
-        finally:
-            await line.close()
-
-    def fetch(self, parts: Parts, names: list[str], *peers: Member) -> Fetch:
-        return Fetch(
-            parts,
-            names,
-            self.scheduler.line(),
-            [peer.line() for peer in peers],
-            LIMITS,
-            lambda done, total: self.progress.append((done, total)),
-        )
-
-    def same(self, names: list[str]) -> bool:
-        """Whether the node's bytes of these tensors are the scheduler's."""
-        here = self.shelved.open(self.model.digest, name="random", location="x")
-        assert here is not None
-        assert not here.missing(names)
-        for file, header in folder_headers(self.model.path).items():
-            for name in set(names) & set(header):
-                places = header[name].begin, header[name].end
-                mine = weights_service.read_bytes(here.path / file, *places)
-                if mine != weights_service.read_bytes(self.model.path / file, *places):
-                    return False
-        return True
-
-
 Make = Callable[..., contextlib.AbstractAsyncContextManager[Room]]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    @contextlib.asynccontextmanager
-    async def maker(layer_bytes: int = 2 << 20) -> AsyncIterator[Room]:
-        room = Room(tmp_path, layer_bytes)
-        await room.open()
-        try:
-            yield room
-        finally:
-            for member in room.members:
-                await member.stop()
-
-    return maker
+    return partial(weights_room, tmp_path)
 
 
 async def test_only_the_tensors_of_a_stage_come_and_a_wider_stage_fetches_the_difference(
@@ -413,77 +266,6 @@ async def test_nothing_but_blocks_of_the_known_model_can_be_read(make: Make) -> 
         finally:
             for line in lines:
                 await line.close()
-
-
-async def status(call: Awaitable[object]) -> str:
-    """How a call ends: OK, or its error."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code().name
-    return "OK"
-
-
-async def test_a_member_that_takes_nothing_of_what_it_asked_for_leaves_places_for_others(
-    make: Make,
-) -> None:
-    async with make() as room:
-        begin, end = (await room.parts()).blocks["model-1-of-2.safetensors"].place(1)
-        ask = wire.ReadAsked(
-            digest=room.model.digest,
-            file="model-1-of-2.safetensors",
-            ranges=[wire.ByteRange(begin=begin, end=end)] * 64,  # more than the kernel takes
-        )
-        greedy, other = room.scheduler.line("greedy"), room.scheduler.line("other")
-        try:
-            stub = await greedy.stub()
-            calls = [stub.Read(ask, timeout=60) for _ in range(EACH_READERS)]
-            for call in calls:
-                assert isinstance(await call.read(), wire.BytesRead)
-            assert await status(stub.Read(ask, timeout=60).read()) == "RESOURCE_EXHAUSTED"
-            assert await status((await other.stub()).Read(ask, timeout=60).read()) == "OK"
-            assert await status((await other.stub()).Read(ask).read()) == "INVALID_ARGUMENT"
-            for call in calls:
-                call.cancel()
-        finally:
-            await greedy.close()
-            await other.close()
-
-
-async def test_descriptions_and_sums_are_counted_for_each_member(make: Make) -> None:
-    async with make() as room:
-        with (room.model.path / "generation_config.json").open("wb") as long:
-            long.truncate(64 << 20)  # more than the kernel takes
-        file = "model-1-of-2.safetensors"
-        model = wire.ModelAsked(digest=room.model.digest)
-        sums = wire.SumsAsked(digest=room.model.digest, file=file, first=0, count=1)
-        greedy, other = room.scheduler.line("greedy"), room.scheduler.line("other")
-        try:
-            stub, another = await greedy.stub(), await other.stub()
-            calls = [stub.Describe(model, timeout=60) for _ in range(EACH_READERS)]
-            for call in calls:
-                assert isinstance(await call.read(), wire.Described)
-            assert await status(stub.Describe(model, timeout=60).read()) == "RESOURCE_EXHAUSTED"
-            assert await status(another.Describe(model, timeout=60).read()) == "OK"
-
-            turn = room.weights._offers[room.model.digest].sums._turns[file]
-            async with turn:  # as while a disk is slow
-                most = EACH_ASKING + 1
-                asking = [
-                    asyncio.create_task(status(stub.Sums(sums, timeout=60))) for _ in range(most)
-                ]
-                ended, waiting = await asyncio.wait(
-                    asking, timeout=30, return_when=asyncio.FIRST_COMPLETED
-                )
-                assert [task.result() for task in ended] == ["RESOURCE_EXHAUSTED"]
-                waits = asyncio.create_task(status(another.Sums(sums, timeout=60)))
-                while not waits.done() and room.weights._asking.taken <= EACH_ASKING:
-                    await asyncio.wait({waits}, timeout=0.01)
-            assert await waits == "OK"
-            assert {await task for task in waiting} == {"OK"}
-        finally:
-            await greedy.close()
-            await other.close()
 
 
 async def test_a_disk_that_fills_is_a_clear_error(make: Make, tmp_path: Path) -> None:
