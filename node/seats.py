@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import grpc.aio
@@ -19,6 +19,7 @@ from parallax.fabric.credentials import Credentials, peer_of
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.fabric.limits import Limits
+from parallax.fabric.shares import Shares
 from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.node.compute import Compute
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 SLACK_TOKENS = 4096  # of drafts that are ahead of an answer
 MOST_EARLY = 64  # streams of rings that this node has not been told of yet
+EACH_EARLY = 4  # of one member: a neighbour opens one for each ring
 
 Tell = Callable[[wire.NodeReport], None]
 
@@ -72,7 +74,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         self._tasks = Tasks()
         self._forming: dict[int, asyncio.Task[None]] = {}
         self._latest = 0
-        self._early = 0  # streams that wait for our order
+        self._early = Shares(MOST_EARLY, EACH_EARLY)  # streams that wait for our order
         self._formed = asyncio.Condition()
         self.refused_frames = 0  # of epochs that are over, and streams that would bring such
 
@@ -182,18 +184,15 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
         log.warning("ring %d broke: %s", epoch, error.sentence)
         self._tell(wire.NodeReport(broken=wire.RingBroken(epoch=epoch, fault=to_fault(error))))
 
-    async def _seat(self, epoch: int) -> Seat | None:
+    async def _seat(self, epoch: int, caller: str | None) -> Seat | None:
         """The seat of an epoch; neighbours may be a little earlier than our order."""
-        if epoch not in self._seats and self._early >= MOST_EARLY:
-            return None
-        self._early += 1
-        try:
+        if epoch in self._seats:
+            return self._seats[epoch]
+        with self._early.place(caller) as free, suppress(TimeoutError):
+            if not free:
+                return None
             async with self._formed, asyncio.timeout(self._limits.form_s):
                 await self._formed.wait_for(lambda: epoch in self._seats or epoch < self._latest)
-        except TimeoutError:
-            return None
-        finally:
-            self._early -= 1
         return self._seats.get(epoch)
 
     # -------------------------------------------------------------------- gRPC
@@ -209,14 +208,14 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with its opening"
             )
-        seat = await self._seat(first.open.epoch)
+        caller = peer_of(context)
+        seat = await self._seat(first.open.epoch, caller)
         if seat is None or seat.member.ended:
             self._refuse()
             await context.abort(
                 grpc.StatusCode.ABORTED, f"no ring of epoch {first.open.epoch} here"
             )
         member = seat.member
-        caller = peer_of(context)
         if caller != member.before:
             self._tally.refuse("stage", f"{caller} at {context.peer()} wants to send frames")
             await context.abort(

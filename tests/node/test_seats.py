@@ -16,7 +16,7 @@ from parallax.fabric.channels import listen, open_channel, stop_listening
 from parallax.fabric.data_channel import DataListener
 from parallax.fabric.limits import Limits
 from parallax.node.compute import Compute
-from parallax.node.seats import Seats
+from parallax.node.seats import MOST_EARLY, Seats
 from parallax.node.shelf import Shelf
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -308,3 +308,33 @@ async def test_frames_are_taken_from_the_stage_before_and_orders_from_the_schedu
         assert one.tally.totals(0.0) == {"stage": 2, "scheduler": 1}
         assert one.kinds() == two.kinds() == ["joined"], "the ring went on"
         await until(lambda: one.seats.health(0.0)[0].ring_round_trip_s > 0)
+
+
+async def test_a_member_that_opens_many_streams_early_leaves_places_for_the_neighbour() -> None:
+    async with (
+        listening_node("one", None) as (one, at_one),
+        listening_node("two", None) as (two, at_two),
+    ):
+        channel, _ = await open_channel(
+            list(at_one.endpoints), peer("one"), limits=one.limits, credentials=member("greedy")
+        )
+        async with channel:
+            opening = wire.FramePiece(open=wire.FlowOpen(epoch=9, from_stage=1, to_stage=0))
+            calls: list[Any] = [rpc.RingStub(channel).Flow(timeout=60) for _ in range(MOST_EARLY)]
+            for call in calls:
+                await call.write(opening)
+            early = one.seats._early
+            await until(lambda: early.taken + one.seats.refused_frames == MOST_EARLY)
+
+            at_one.end, at_two.first, at_two.end = 2, 2, 4
+            ring = form(1, at_two)
+            ring.stages[0].CopyFrom(at_one)
+            ring.index = 1
+            two.seats.form(ring)
+            waiting = early.taken
+            await until(lambda: early.taken > waiting or bool(two.told))
+            assert not two.told, "it was turned away"
+            ring.index = 0
+            one.seats.form(ring)
+            await until(lambda: bool(one.told and two.told))
+            assert one.kinds() == two.kinds() == ["joined"]
