@@ -161,12 +161,16 @@ def remove(
     ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
-    """Drains a node, for a minute at most, then cuts it off and refuses it from then on."""
+    """Drains a node, for a minute at most, then cuts it off and refuses it from then on.
+
+    The token that it came with is revoked, and that of the join command replaced.
+    """
     client = client_of(locals())
     node_id, name = leave(client, node, "remove", force=force)
     if wait:
         gone_or(client, node_id)
     typer.echo(f"{name} {'is removed' if wait else 'will be removed'}")
+    typer.echo("The token that it came with is revoked, and the join command has a new one")
 
 
 def leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> tuple[str, str]:

@@ -190,11 +190,15 @@ class Admission:
     def remove(self, node_id: str, now: float, name: str = "") -> Known:
         """Sends a node away: it is refused from now on.
 
-        Until it is approved, or brings a token that was made after this.
+        Until it is approved, or brings a token that was made after this. The token that it came
+        with is revoked: a new key costs nothing, and it would let that in.
         """
         known = self._nodes.get(node_id)
         if known is not None and known.standing is Standing.REMOVED:
             return known
+        for token in self.tokens():
+            if known is not None and known.how == _came_with(token) and token.revoked_s is None:
+                self._keep(replace(token, revoked_s=now))
         name = name or (known.name if known else "")
         return self._decide(node_id, name, Standing.REMOVED, "", now)
 
@@ -270,19 +274,21 @@ class Admission:
     ) -> Verdict:
         token = self._tokens.get(digest_of(word)) if len(word) <= MOST_CHARACTERS else None
         state = token.state(now) if token else None
+        removed = known is not None and known.standing is Standing.REMOVED
         if token is None or state is not TokenState.GOOD:
             pause_s = self._wrong.count(address, now)
             if pause_s is not None:
                 return self._refuse(refusals.too_many(pause_s))
+            if removed and token is not None:
+                return self._refuse(refusals.removed())  # which says more than what ended the token
             return self._refuse(refusals.wrong_token(token, state))
-        removed = known is not None and known.standing is Standing.REMOVED
         if known is not None and removed and token.created_s <= known.since_s:
             return self._refuse(refusals.removed())
         if known is None and len(self._nodes) >= MOST_NODES:
             return self._refuse(refusals.full(MOST_NODES))
         # Its use first: should the process end between the two, a use is lost, not won.
         self._keep(replace(token, uses=token.uses + 1))
-        return self._admit(node_id, name, f"token {token.id}", now)
+        return self._admit(node_id, name, _came_with(token), now)
 
     def _wait(self, node_id: str, name: str, address: str, now: float) -> Verdict:
         self._forget_silent(now)
@@ -324,6 +330,10 @@ class Admission:
             if now - ended > KEEP_TOKEN_S or room + index < 0:
                 del self._tokens[token.digest]
                 self._changes.append(DropToken(token.id))
+
+
+def _came_with(token: Token) -> str:
+    return f"token {token.id}"
 
 
 def _clean(text: str, most: int) -> str:

@@ -156,14 +156,21 @@ class Gate:
         return known
 
     async def remove(self, node_id: str, name: str = "") -> Known:
-        """Sends a node away, and keeps it away.
+        """Sends a node away, and keeps it away, also under another key.
+
+        The tokens that it has or may have seen let nobody in any more: that which it came with,
+        and those of the join command, which has a new one from then on.
 
         Raises:
             BadSetting: it could not be written down.
         """
         known = self._admission.remove(node_id, self._clock(), name)
+        for token, state in self.tokens():
+            if token.note == RUN_NOTE and state is TokenState.GOOD:
+                self._admission.revoke(token.id, self._clock())
         await self._write()
-        log.info("node %s is removed", node_id)
+        log.info("node %s is removed, and the join command's token replaced", node_id)
+        await self.renew(now_at_once=True)
         return known
 
     def tokens(self) -> list[tuple[Token, TokenState]]:

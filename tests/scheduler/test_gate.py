@@ -77,11 +77,11 @@ async def test_tokens_members_and_removals_survive_a_restart(tmp_path: Path) -> 
     async with await Store.open(tmp_path) as store:
         desk = Desk(store, clock)
         await desk.gate.start()
-        token = shown(desk.gate)
-        await desk.ask(NODE, token)
         await desk.ask(OTHER)
         await desk.gate.approve(fingerprint(SCHEDULER, OTHER))
         await desk.gate.remove(OTHER, "attic")
+        token = shown(desk.gate)
+        await desk.ask(NODE, token)
         once, _ = await desk.gate.create_token(DAY, uses=1, note="for the attic")
     clock.now += 1
     async with await Store.open(tmp_path) as store:
@@ -90,6 +90,7 @@ async def test_tokens_members_and_removals_survive_a_restart(tmp_path: Path) -> 
         assert desk.gate.allowed(NODE)
         assert not desk.gate.allowed(OTHER)
         assert [t.note for t, _ in desk.gate.tokens()] == [
+            "made by parallax run",  # which the removal ended
             "made by parallax run",
             "for the attic",
             "made by parallax run",
@@ -128,6 +129,28 @@ async def test_the_shown_token_is_renewed_in_time_and_after_a_revocation(tmp_pat
         await gate.revoke_token(gate.tokens()[-1][0].id)
         assert shown(gate) not in (first, second)
         assert gate.plain_join_command() == f"parallax join -s {SCHEDULER}"
+
+
+async def test_a_removed_machine_does_not_come_back_under_another_key(tmp_path: Path) -> None:
+    clock = Clock()
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, clock)
+        await desk.gate.start()
+        handed_out, _ = await desk.gate.create_token(DAY, note="for the attic")
+        others, _ = await desk.gate.create_token(DAY, note="for the cellar")
+        assert await desk.ask(NODE, handed_out) == Admitted(new=True)
+        printed = shown(desk.gate)
+        clock.now += 1
+        await desk.gate.remove(NODE, "attic")
+        for count, token in enumerate((shown(desk.gate), others), 8):  # all others still come in
+            assert await desk.ask(peer_id_of(bytes([count]) * 32), token) == Admitted(new=True)
+    async with await Store.open(tmp_path) as store:
+        again = Desk(store, clock)
+        await again.gate.start()
+        for count, token in enumerate((handed_out, printed)):
+            refused = await again.ask(peer_id_of(bytes([count]) * 32), token)
+            assert isinstance(refused, Refused)
+            assert refused.error.fields["reason"] == "revoked"
 
 
 async def test_an_open_gate_shows_no_token(tmp_path: Path) -> None:
