@@ -101,7 +101,10 @@ def deny(
     ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
-    """Refuses a node that waits, until it is approved or brings a token."""
+    """Refuses a node that waits, until it is approved or brings a token.
+
+    One that --open let in is cut off.
+    """
     client = client_of(locals())
     typer.echo(f"{decide(client, node, 'deny')} is refused from now on")
 

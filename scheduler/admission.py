@@ -109,6 +109,11 @@ class Admission:
         known = self._nodes.get(node_id)
         return known is not None and known.standing is Standing.REMOVED
 
+    def lasting(self, node_id: str) -> bool:
+        """Whether it is a member because somebody let it in, not only because all are."""
+        known = self._nodes.get(node_id)
+        return known is not None and known.standing is Standing.ADMITTED
+
     def pending(self, now: float) -> list[Pending]:
         """Who waits, the longest first."""
         self._forget_silent(now)

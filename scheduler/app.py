@@ -97,7 +97,6 @@ async def serve_scheduler(
                 cluster_port,
                 door=cluster.gate,
                 authority=authority,
-                limits=limits,
                 tally=cluster.tally,
             )
             rpc.add_EnrolServicer_to_server(service, server)

@@ -93,7 +93,9 @@ class ClusterService:
             on_event,
             open_to_all=settings.open,
             token_s=self._limits.join_token_s,
+            certificate_s=self._limits.certificate_s,
         )
+        self.gate.decided = self._decided
         self.tally = Tally(settle_s=2 * self._limits.connect_s)
         self._roster = Roster(credentials, self._limits)
         self.fence = Fence(self._roster, self._sent_away)
@@ -259,12 +261,25 @@ class ClusterService:
     async def _send_away(self, node_id: str, name: str) -> None:
         """This node is refused from now on, and its stream ended."""
         await self.gate.remove(node_id, name)
+
+    def _decided(self) -> None:
+        """Who may not be a member any more loses its stream, and all others hear of it."""
         self.fence.tell()
-        self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=_removed(name))))
-        member = self.members.get(node_id)
-        if member is not None:
-            why = "it was removed"
-            self._follow(self.members.goodbye(member.stream, why, now=time.monotonic()))
+        away = frozenset(self.gate.sent_away())
+        for member in self.members.usable():
+            node_id, name = member.facts.node_id, member.facts.name
+            if node_id in away:
+                fault = self._dismissal(node_id, name)
+                self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=fault)))
+                why = "it was sent away"
+                self._follow(self.members.goodbye(member.stream, why, now=time.monotonic()))
+
+    def _dismissal(self, node_id: str, name: str) -> wire.Fault:
+        done, verb = ("removed", "remove") if self.gate.removed(node_id) else ("denied", "deny")
+        what = f"{name} was {done} and is no member of this cluster"
+        why = f"somebody used 'parallax nodes {verb}'"
+        fix = "Ask whoever runs the scheduler to let it in again"
+        return to_fault(Dismissed(what, why, fix))
 
     async def _leave_model(self) -> None:
         """Answers in flight get a while to finish; then the old rings go."""
@@ -287,8 +302,8 @@ class ClusterService:
         Raises:
             VersionMismatch: it cannot be part of a ring here.
         """
-        if self.gate.removed(hello.facts.node_id):
-            raise from_fault(_removed(hello.facts.name))
+        if hello.facts.node_id in self.gate.sent_away():
+            raise from_fault(self._dismissal(hello.facts.node_id, hello.facts.name))
         self._follow(self._roster.hello(hello, link, time.monotonic()))
         self.fence.greet(hello.facts.node_id)
 
@@ -346,13 +361,17 @@ class ClusterService:
         log.warning("refused of %s: %s", sender, error.sentence)
         self._metrics.message_refused("hello" if sender == "hello" else "report")
 
+    def certificate_s(self, node_id: str) -> float:
+        """See :class:`~parallax.scheduler.control.Desk`."""
+        return self.gate.certificate_s(node_id)
+
     def _sent_away(self) -> list[str]:
         """Nodes whose certificates may outlive their membership."""
         recent_s = time.time() - self._limits.certificate_s
         return [
             known.node_id
             for known in self.gate.known()
-            if known.standing is Standing.REMOVED and known.since_s >= recent_s
+            if known.standing is not Standing.ADMITTED and known.since_s >= recent_s
         ]
 
     def name_of(self, node_id: str) -> str:
@@ -457,13 +476,3 @@ class ClusterService:
         for epoch in self._setbacks.overdue(alive, now):
             why = "a node has neither joined it nor said why"
             self._formation.broke(epoch, LinkBroken(f"Ring {epoch} did not form", why))
-
-
-def _removed(name: str) -> wire.Fault:
-    return to_fault(
-        Dismissed(
-            f"{name} was removed from this cluster",
-            "somebody used 'parallax nodes remove'",
-            "Ask whoever runs the scheduler to let it in again",
-        )
-    )

@@ -56,6 +56,10 @@ class Desk(Protocol):
 
     def message_refused(self, sender: str, error: MessageRefused) -> None: ...
 
+    def certificate_s(self, node_id: str) -> float:
+        """How long this member's next certificate is good."""
+        ...
+
 
 class NodeLink:
     """The way to one attending node: orders are queued, never awaited."""
@@ -96,6 +100,10 @@ class Door(Protocol):
         """See :class:`~parallax.scheduler.gate.Gate`."""
         ...
 
+    def certificate_s(self, node_id: str) -> float:
+        """How long a certificate for this node is good, should it be let in."""
+        ...
+
 
 class EnrolService(rpc.EnrolServicer):
     """The only call a stranger can make.
@@ -105,7 +113,6 @@ class EnrolService(rpc.EnrolServicer):
         cluster_port: where members attend.
         door: who decides.
         authority: gives a certificate to those who are let in.
-        limits: how long it is valid.
         tally: where those are counted who are not who they say.
     """
 
@@ -116,14 +123,12 @@ class EnrolService(rpc.EnrolServicer):
         *,
         door: Door,
         authority: Authority,
-        limits: Limits,
         tally: Tally,
     ) -> None:
         self._scheduler_id = scheduler_id
         self._cluster_port = cluster_port
         self._door = door
         self._authority = authority
-        self._limits = limits
         self._tally = tally
 
     async def Enrol(
@@ -142,7 +147,8 @@ class EnrolService(rpc.EnrolServicer):
             bounds.check(request)
             check(request, self._scheduler_id)
             # Issued before anybody is asked: what is wrong with the request must cost no token.
-            bound = self._authority.issue(request.csr, request.node_id, self._limits.certificate_s)
+            life_s = self._door.certificate_s(request.node_id)
+            bound = self._authority.issue(request.csr, request.node_id, life_s)
             verdict = await self._door.ask(
                 request.node_id,
                 request.name,
@@ -187,7 +193,7 @@ class MembershipService(rpc.MembershipServicer):
         """The next certificate of the member that calls."""
         peer = peer_of(context) or ""
         try:
-            bound = self._authority.issue(request.csr, peer, self._limits.certificate_s)
+            bound = self._authority.issue(request.csr, peer, self._desk.certificate_s(peer))
         except PeerMismatch as error:
             self._tally.refuse("proof", f"{peer} at {context.peer()}: {error.sentence}")
             await context.abort(error.row.grpc, error.sentence)

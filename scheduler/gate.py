@@ -29,6 +29,7 @@ from parallax.scheduler.tokens import Token, TokenState, new_token
 log = logging.getLogger(__name__)
 
 RUN_NOTE = "made by parallax run"
+OPEN_CERTIFICATE_S = 3600.0  # who is let in by --open alone: nobody could take it back later
 RENEW_AT = 0.5  # of its life: what is shown is good for at least as much longer
 
 
@@ -48,6 +49,7 @@ class Gate:
         *,
         open_to_all: bool = False,
         token_s: float = 86_400.0,
+        certificate_s: float = 7 * 86_400.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scheduler_id = scheduler_id
@@ -55,6 +57,8 @@ class Gate:
         self._metrics = metrics
         self._on_event = on_event
         self._token_s = token_s
+        self._certificate_s = certificate_s
+        self.decided: Callable[[], None] = lambda: None  # told of each decision about a node
         self._clock = clock
         self._admission = Admission(scheduler_id, open=open_to_all)
         self._writing = asyncio.Lock()
@@ -114,6 +118,16 @@ class Gate:
         """See :meth:`Admission.removed`."""
         return self._admission.removed(node_id)
 
+    def sent_away(self) -> list[str]:
+        """Everybody who was denied or removed; they may have certificates that are still good."""
+        return [k.node_id for k in self.known() if k.standing is not Standing.ADMITTED]
+
+    def certificate_s(self, node_id: str) -> float:
+        """How long a certificate for this node is to be good."""
+        if self.open and not self._admission.lasting(node_id):
+            return min(OPEN_CERTIFICATE_S, self._certificate_s)
+        return self._certificate_s
+
     # --------------------------------------------------------------- for people
 
     def join_command(self) -> str:
@@ -142,10 +156,11 @@ class Gate:
         known = self._admission.approve(self._admission.find(word), self._clock())
         await self._write()
         log.info("node %s is let in by approval", known.node_id)
+        self.decided()
         return known
 
     async def deny(self, word: str) -> Known:
-        """Refuses the node that an id or a fingerprint names.
+        """Refuses the node that an id or a fingerprint names; one that came by --open is cut off.
 
         Raises:
             UnknownNode, InvalidRequest, BadSetting.
@@ -153,6 +168,7 @@ class Gate:
         known = self._admission.deny(self._admission.find(word), self._clock())
         await self._write()
         log.info("node %s is refused from now on", known.node_id)
+        self.decided()
         return known
 
     async def remove(self, node_id: str, name: str = "") -> Known:
@@ -170,6 +186,7 @@ class Gate:
                 self._admission.revoke(token.id, self._clock())
         await self._write()
         log.info("node %s is removed, and the join command's token replaced", node_id)
+        self.decided()
         await self.renew(now_at_once=True)
         return known
 

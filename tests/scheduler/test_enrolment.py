@@ -7,11 +7,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 from zeroconf.asyncio import AsyncServiceInfo
 
 from parallax.fabric import channels
@@ -41,6 +43,7 @@ from parallax.scheduler import control
 from parallax.scheduler.admission_values import Admitted, Refused, Verdict, Waiting
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import EnrolService, MembershipService
+from parallax.scheduler.gate import OPEN_CERTIFICATE_S
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.store import Store
 from tests.trust import authority, identity, member, peer, tally
@@ -65,6 +68,9 @@ class Door:
         if isinstance(verdict, Exception):
             raise verdict
         return verdict
+
+    def certificate_s(self, node_id: str) -> float:
+        return LIMITS.certificate_s
 
 
 @dataclass
@@ -95,7 +101,6 @@ async def enrolling(name: str = "boss", cluster_port: int = 7) -> AsyncIterator[
         cluster_port,
         door=door,
         authority=authority(name),
-        limits=LIMITS,
         tally=counted,
     )
     server, port = await listen(
@@ -427,8 +432,8 @@ class Attendance:
 
 
 @asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[Cluster]:
-    settings = SchedulerSettings(state_dir=folder, limits=LIMITS)
+async def cluster(folder: Path, *, open_to_all: bool = False) -> AsyncIterator[Cluster]:
+    settings = SchedulerSettings(state_dir=folder, limits=LIMITS, open=open_to_all)
     credentials = member("boss")
     async with await Store.open(folder) as store:
         service = ClusterService(settings, credentials, store, Metrics(), lambda event: None)
@@ -493,6 +498,53 @@ async def test_a_removed_node_is_cut_off_at_once_and_everybody_is_told(tmp_path:
         assert boss.service.tally.totals(0.0) == {"not_admitted": 2}
         for node in (one, two, late):
             await node.channel.close()
+
+
+async def test_a_node_that_came_by_open_is_cut_off_when_it_is_denied(tmp_path: Path) -> None:
+    async with cluster(tmp_path, open_to_all=True) as boss:
+        one, two = await boss.attend(member("one")), await boss.attend(member("two"))
+        await one.order("welcome")
+        await two.order("welcome")
+        await boss.service.gate.deny(peer("one"))
+        assert (await one.order("dismiss")).dismiss.fault.kind == "Dismissed"
+        async with asyncio.timeout(60):
+            assert await one.call.read() is grpc.aio.EOF
+        assert list((await two.order("shut_out")).shut_out.node_ids) == [peer("one")]
+        with pytest.raises(NotAdmitted, match="no member"):
+            await boss.attend(member("one"))
+        assert [m.facts.node_id for m in boss.service.members.usable()] == [peer("two")]
+        for node in (one, two):
+            await node.channel.close()
+
+
+async def test_a_certificate_given_by_open_alone_ends_soon_and_lasts_once_somebody_decides(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, open_to_all=True) as boss:
+        attendance = await boss.attend(member("node"))
+        await attendance.order("welcome")
+        request = wire.RenewRequest(csr=signing_request(identity("node"), new_key()))
+
+        async def renewed_s() -> float:
+            renew = rpc.MembershipStub(attendance.channel).Renew
+            reply: wire.RenewReply = await renew(request, timeout=10)
+            ends = x509.load_pem_x509_certificate(reply.certificate.own).not_valid_after_utc
+            return (ends - datetime.now(UTC)).total_seconds()
+
+        assert await renewed_s() <= OPEN_CERTIFICATE_S
+        await boss.service.gate.approve(peer("node"))
+        assert await renewed_s() > LIMITS.certificate_s - 60
+        await attendance.channel.close()
+
+
+async def test_a_node_that_enrols_has_a_certificate_for_as_long_as_the_gate_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Door, "certificate_s", lambda door, node_id: 90.0)
+    node = Node(tmp_path)
+    async with enrolling() as place:
+        await node.enrol(place.target())
+    assert 0 < node.credentials.papers.left(datetime.now(UTC)).total_seconds() <= 90
 
 
 async def test_a_certificate_is_renewed_beside_the_stream(

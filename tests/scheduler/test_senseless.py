@@ -40,6 +40,9 @@ class Desk:
     def message_refused(self, sender: str, error: MessageRefused) -> None:
         self.refused.append(sender)
 
+    def certificate_s(self, node_id: str) -> float:
+        return 60.0
+
 
 HELLO = wire.Hello(facts=wire.NodeFacts(node_id=peer("n")))
 
