@@ -209,6 +209,7 @@ class NodeService:
                 if scheduler_id != known:
                     known = scheduler_id
                     self._seats.new_scheduler()
+                    self._shut_out = frozenset()  # which was another cluster's
                 place = Place(scheduler_id, tuple(endpoints), scheduler=True)
                 self._scheduler = Line(place, self._limits, self._credentials)
                 where = host_port(endpoints[0].host, endpoints[0].port)

@@ -304,8 +304,9 @@ class ClusterService:
         """
         if hello.facts.node_id in self.gate.sent_away():
             raise from_fault(self._dismissal(hello.facts.node_id, hello.facts.name))
-        self._follow(self._roster.hello(hello, link, time.monotonic()))
-        self.fence.greet(hello.facts.node_id)
+        changes = self._roster.hello(hello, link, time.monotonic())
+        self.fence.greet(hello.facts.node_id)  # before it is told to do anything with others
+        self._follow(changes)
 
     def node_report(self, node_id: str, link: NodeLink, report: wire.NodeReport) -> None:
         """A node says something; what comes over a stream that it has replaced is too late."""

@@ -29,10 +29,8 @@ class Fence:
             self._roster.order_all(self._order(away))
 
     def greet(self, node_id: str) -> None:
-        """Tells a node that has just come."""
-        away = frozenset(self._sent_away())
-        if away:
-            self._roster.order(node_id, self._order(away))
+        """Tells a node that has just come, also that it is nobody: it may have heard of some."""
+        self._roster.order(node_id, self._order(frozenset(self._sent_away())))
 
     def _order(self, away: frozenset[str]) -> wire.NodeOrder:
         return wire.NodeOrder(shut_out=wire.ShutOut(node_ids=sorted(away)))

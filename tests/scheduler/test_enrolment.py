@@ -478,7 +478,7 @@ async def test_a_removed_node_is_cut_off_at_once_and_everybody_is_told(tmp_path:
         one = await boss.attend(member("one"))
         two = await boss.attend(member("two"))
         await one.order("welcome")
-        await two.order("welcome")
+        assert list((await two.order("shut_out")).shut_out.node_ids) == []
         await boss.service.departures.remove(peer("one"), force=True)
         fault = (await one.order("dismiss")).dismiss.fault
         assert fault.kind == "Dismissed"
@@ -500,11 +500,25 @@ async def test_a_removed_node_is_cut_off_at_once_and_everybody_is_told(tmp_path:
             await node.channel.close()
 
 
+async def test_a_node_that_was_away_hears_that_somebody_is_back(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as boss:
+        for name in ("one", "two"):
+            await boss.service.gate.approve(peer(name))
+        await boss.service.gate.remove(peer("one"))
+        two = await boss.attend(member("two"))
+        assert list((await two.order("shut_out")).shut_out.node_ids) == [peer("one")]
+        await two.channel.close()
+        await boss.service.gate.approve(peer("one"))
+        again = await boss.attend(member("two"))
+        assert list((await again.order("shut_out")).shut_out.node_ids) == []
+        await again.channel.close()
+
+
 async def test_a_node_that_came_by_open_is_cut_off_when_it_is_denied(tmp_path: Path) -> None:
     async with cluster(tmp_path, open_to_all=True) as boss:
         one, two = await boss.attend(member("one")), await boss.attend(member("two"))
         await one.order("welcome")
-        await two.order("welcome")
+        assert list((await two.order("shut_out")).shut_out.node_ids) == []
         await boss.service.gate.deny(peer("one"))
         assert (await one.order("dismiss")).dismiss.fault.kind == "Dismissed"
         async with asyncio.timeout(60):
