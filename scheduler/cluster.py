@@ -26,7 +26,6 @@ from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler.admission_values import Standing
 from parallax.scheduler.catalog import list_models
 from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
@@ -98,7 +97,7 @@ class ClusterService:
         self.gate.decided = self._decided
         self.tally = Tally(settle_s=2 * self._limits.connect_s)
         self._roster = Roster(credentials, self._limits)
-        self.fence = Fence(self._roster, self._sent_away)
+        self.fence = Fence(self._roster, self.gate.sent_away)
         self.members = self._roster.members
         self._metrics = metrics
         self.totals = metrics.totals
@@ -365,15 +364,6 @@ class ClusterService:
     def certificate_s(self, node_id: str) -> float:
         """See :class:`~parallax.scheduler.control.Desk`."""
         return self.gate.certificate_s(node_id)
-
-    def _sent_away(self) -> list[str]:
-        """Nodes whose certificates may outlive their membership."""
-        recent_s = time.time() - self._limits.certificate_s
-        return [
-            known.node_id
-            for known in self.gate.known()
-            if known.standing is not Standing.ADMITTED and known.since_s >= recent_s
-        ]
 
     def name_of(self, node_id: str) -> str:
         """A node's name for people."""

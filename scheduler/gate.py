@@ -119,7 +119,10 @@ class Gate:
         return self._admission.removed(node_id)
 
     def sent_away(self) -> list[str]:
-        """Everybody who was denied or removed; they may have certificates that are still good."""
+        """Everybody who was denied or removed, however long ago.
+
+        How long the certificates are good that they may have, no clock or setting of today tells.
+        """
         return [k.node_id for k in self.known() if k.standing is not Standing.ADMITTED]
 
     def certificate_s(self, node_id: str) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import EnrolService, MembershipService
 from parallax.scheduler.gate import OPEN_CERTIFICATE_S
 from parallax.scheduler.metrics import Metrics
-from parallax.scheduler.store import Store
+from parallax.scheduler.store import FILE_NAME, Store
 from tests.trust import authority, identity, member, peer, tally
 
 LIMITS = Limits(connect_s=5.0)
@@ -512,6 +513,20 @@ async def test_a_node_that_was_away_hears_that_somebody_is_back(tmp_path: Path) 
         again = await boss.attend(member("two"))
         assert list((await again.order("shut_out")).shut_out.node_ids) == []
         await again.channel.close()
+
+
+async def test_a_removal_of_long_ago_is_told_whatever_the_life_of_certificates_is_now(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path) as boss:
+        await boss.service.gate.remove(peer("one"))
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as state, state:
+        state.execute("UPDATE node SET since_s = 0")
+    async with cluster(tmp_path) as boss:
+        await boss.service.gate.approve(peer("two"))
+        two = await boss.attend(member("two"))
+        assert list((await two.order("shut_out")).shut_out.node_ids) == [peer("one")]
+        await two.channel.close()
 
 
 async def test_a_node_that_came_by_open_is_cut_off_when_it_is_denied(tmp_path: Path) -> None:

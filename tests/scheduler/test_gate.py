@@ -153,6 +153,19 @@ async def test_a_removed_machine_does_not_come_back_under_another_key(tmp_path: 
             assert refused.error.fields["reason"] == "revoked"
 
 
+async def test_who_was_sent_away_stays_so_however_old_that_is(tmp_path: Path) -> None:
+    clock = Clock()
+    async with await Store.open(tmp_path) as store:
+        gate = Desk(store, clock).gate
+        await gate.start()
+        await gate.remove(NODE)
+        clock.now += 400 * DAY
+        await gate.deny(OTHER)
+        assert gate.sent_away() == [NODE, OTHER]
+        await gate.approve(NODE)
+        assert gate.sent_away() == [OTHER]
+
+
 async def test_an_open_gate_shows_no_token(tmp_path: Path) -> None:
     async with await Store.open(tmp_path) as store:
         desk = Desk(store, Clock(), open_to_all=True)
