@@ -49,10 +49,10 @@ def host_of(header: str) -> str | None:
 
 
 def own_names() -> frozenset[str]:
-    """What this machine is called on its network, in lower case."""
-    names = set()
-    for name in (socket.gethostname(), platform.node()):
-        whole = name.lower().rstrip(".")
-        first = whole.partition(".")[0]
-        names |= {whole, first, f"{first}.local"}
-    return frozenset(names - {"", ".local"})
+    """What this machine is called on its network, in lower case: its first name, and in mDNS.
+
+    Not the whole of a longer name. A network may hand one out (DHCP), under a domain whose
+    owner can then make a page of that very name lead here.
+    """
+    firsts = {n.lower().partition(".")[0] for n in (socket.gethostname(), platform.node())} - {""}
+    return frozenset({*firsts, *(f"{first}.local" for first in firsts)})

@@ -45,8 +45,12 @@ class Access:
 
     @classmethod
     def of(cls, settings: SchedulerSettings, own_names: frozenset[str]) -> Access:
-        """As the settings say, on a machine of these names."""
-        names = {*own_names, settings.host.lower(), *settings.allowed_host}
+        """As the settings say, on a machine of these names.
+
+        On loopback no other machine asks, so the names by which those know this one do not count.
+        """
+        theirs = own_names if settings.beyond_loopback else frozenset()
+        names = {*theirs, settings.host.lower(), *settings.allowed_host}
         return cls(
             keys_required=settings.keys_required,
             direct=settings.keys == "auto" and not settings.keys_required,

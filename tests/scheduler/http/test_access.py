@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parallax.fabric.errors import CrossSite, ThroughProxy, WrongHost
+from parallax.fabric.hosts import own_names
 from parallax.fabric.settings import SchedulerSettings
 from parallax.scheduler.http.access import (
     Access,
@@ -211,3 +212,26 @@ def test_loopback_stands_in_for_a_key_only_where_no_proxy_is_between(header: str
         settings = SchedulerSettings(**said)  # type: ignore[arg-type]
         check_direct(Access.of(settings, frozenset()), names)
     check_direct(Access(direct=True), ["Host", "Accept", "X-Forwarder"])
+
+
+def test_names_that_the_network_gives_this_machine_do_not_count_on_loopback() -> None:
+    names, extra = frozenset({"studio", "studio.local"}), ("chat.example",)
+    inside = Access.of(SchedulerSettings(allowed_host=extra), names)
+    beyond = Access.of(SchedulerSettings(allowed_host=extra, host="0.0.0.0"), names)
+    for host in ("localhost:3001", "127.0.0.1:3001", "chat.example"):
+        check_host(inside, [host], may_lack=False)
+        check_host(beyond, [host], may_lack=False)
+    for host in names:
+        check_host(beyond, [host], may_lack=False)
+        with pytest.raises(WrongHost):
+            check_host(inside, [host], may_lack=False)
+
+
+def test_a_domain_that_the_network_names_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DHCP may give it: whoever has the domain could make that name lead to any address."""
+    for function in ("socket.gethostname", "platform.node"):
+        monkeypatch.setattr(function, lambda: "Studio.evil.example.")
+    assert own_names() == {"studio", "studio.local"}
+    monkeypatch.setattr("socket.gethostname", lambda: "")
+    monkeypatch.setattr("platform.node", lambda: "Attic.local")
+    assert own_names() == {"attic", "attic.local"}
