@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from parallax.fabric.addresses import is_private
 from parallax.fabric.errors import MessageRefused
 from parallax.fabric.model_files import MOST_LAYERS
+from parallax.fabric.names import controls, unseen
 from parallax.proto import wire_pb2 as wire
 
 MOST_CHARACTERS = 4096  # of a string
@@ -177,9 +178,10 @@ def _check_text(name: str, value: str, most: int) -> None:
         raise _refused(name, f"{len(value)} characters, more than {most}")
     if name == "host" and not _HOST.fullmatch(value):
         raise _refused(name, "that is no address")
-    layout = "\n\t" if name in _PROSE else ""
-    if not value.isprintable() and any((c < " " and c not in layout) or c == "\x7f" for c in value):
+    if controls(value, layout="\n\t" if name in _PROSE else ""):
         raise _refused(name, "control characters in a text")
+    if name in _NAMES and unseen(value):
+        raise _refused(name, "characters that cannot be seen in a name")
 
 
 def _check_real(name: str, value: float, least: float) -> None:

@@ -37,6 +37,7 @@ from pydantic_settings import (
 from parallax.fabric.errors import BadSetting
 from parallax.fabric.hosts import ANYWHERE, host_of, is_loopback
 from parallax.fabric.limits import Limits
+from parallax.fabric.names import unseen
 
 PREFIX = "PARALLAX_"
 HTTP_PORT = 3001
@@ -51,7 +52,15 @@ LogLevel = Annotated[
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
 Memory = Annotated[ByteSize, Field(gt=0)]  # "8GB" is 8e9 bytes, "8GiB" 8 x 2**30
-Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+def _seen(value: str) -> str:
+    if unseen(value):
+        raise ValueError("it has characters that cannot be seen")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_seen)]
 
 
 def _listed(value: object) -> object:

@@ -21,6 +21,12 @@ SENSELESS: dict[str, Any] = {
     "more memory than there is": wire.NodeFacts(memory_bytes=1 << 60),
     "a name without end": wire.NodeFacts(name="x" * 5000),
     "a name that a terminal obeys": wire.NodeFacts(name="\x1b[2J"),
+    "a name that a terminal obeys in one byte": wire.NodeFacts(name="\x9b31m"),
+    "a name that runs backwards": wire.NodeFacts(name="\u202eoidtus"),
+    "a name with nothing to see": wire.EnrolRequest(name="stu\u200bdio"),
+    "a name of two lines, by a separator": wire.NodeFacts(name="a\u2028b"),
+    "a version that a terminal obeys": wire.Hello(mlx_version="\x9b31m"),
+    "a reason that a terminal obeys": wire.Fault(why="two\nlines \x9b31m"),
     "a name of two lines": wire.NodeFacts(name="a\nb"),
     "inside another": wire.NodeReport(hello=wire.Hello(facts=wire.NodeFacts(flops=math.nan))),
     "in a list": wire.ProbeLinks(peers=[wire.StagePlace(first=1 << 30)]),
@@ -47,6 +53,8 @@ def test_every_message_of_the_contract_passes_when_it_is_empty_or_as_it_is_meant
     for descriptor in wire_pb2.DESCRIPTOR.message_types_by_name.values():
         check(getattr(wire_pb2, descriptor.name)())
     check_hello(wire.Hello(facts=FACTS, endpoints=[HERE]))
+    check(wire.NodeFacts(name="Jörgs Stüdio 工作室 \N{DESKTOP COMPUTER} №\u00a02"))
+    check(wire.Fault(why="joined \u200d, and\tmarked \u200e"))
     check(wire.Sampling(presence_penalty=-2, frequency_penalty=-2, logit_bias={1: -100.0}))
     check(wire.Fault(what="two\nlines", fields={"ours": "1"}))
 

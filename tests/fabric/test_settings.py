@@ -208,3 +208,9 @@ def test_a_wrong_token_is_not_repeated_in_the_error() -> None:
     with pytest.raises(BadSetting, match="token") as caught:
         load(NodeSettings, {})
     assert "12345678" not in caught.value.sentence
+
+
+def test_a_name_that_others_would_refuse_is_refused_at_once() -> None:
+    assert load(NodeSettings, {"name": "Jörgs Stüdio"}).name == "Jörgs Stüdio"
+    with pytest.raises(BadSetting, match="cannot be seen"):
+        load(NodeSettings, {"name": "stu\u202edio"})
