@@ -15,6 +15,8 @@ from parallax.fabric.errors import BadSetting
 def claim(state_dir: Path, role: str) -> Iterator[None]:
     """Holds ``state_dir/ROLE.lock`` for as long as the block lasts.
 
+    A state directory that is not there is made, for its owner alone.
+
     Two processes with one identity would push each other out of the cluster
     for ever. The system lets go of the lock when its holder ends, however it ends.
 
@@ -24,7 +26,7 @@ def claim(state_dir: Path, role: str) -> Iterator[None]:
     """
     path = state_dir / f"{role}.lock"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise BadSetting(

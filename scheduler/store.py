@@ -9,8 +9,10 @@ it, and a number is on disk before anyone sees it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,14 +76,14 @@ class Store:
 
     @classmethod
     async def open(cls, state_dir: Path) -> Store:
-        """Open or create ``state.db``.
+        """Open or create ``state.db``, which its owner alone may read.
 
         Raises:
             BadSetting: the file is broken, of a newer version, locked, or cannot be written.
         """
         path = state_dir / FILE_NAME
         try:
-            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(_own, path)
             db = await aiosqlite.connect(path, timeout=_BUSY_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from error
@@ -179,6 +181,19 @@ class Store:
             return list(await self._db.execute_fetchall(sql, tuple(values)))
         except sqlite3.Error as error:
             raise _unusable(self._path, error) from error
+
+
+def _own(path: Path) -> None:
+    """Makes the file if it is not there; it and those that SQLite puts beside it are its owner's
+    alone. SQLite gives those the rights of the file.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    # Not by opening it: SQLite loses its locks when another handle of the process is closed.
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            path.with_name(path.name + suffix).chmod(0o600)
 
 
 def _unusable(path: Path, error: Exception) -> BadSetting:

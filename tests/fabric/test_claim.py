@@ -26,3 +26,8 @@ def test_a_place_that_cannot_be_written_is_a_setting_to_correct(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(BadSetting, match="cannot be used"), claim(tmp_path / "file", "node"):
         pytest.fail("claimed a file")
+
+
+def test_a_new_state_directory_is_its_owner_s_alone(tmp_path: Path) -> None:
+    with claim(tmp_path / "a" / "b", "node"):
+        assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700

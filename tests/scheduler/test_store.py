@@ -141,3 +141,18 @@ async def test_notes_are_kept_and_replaced(tmp_path: Path) -> None:
         assert await store.note("plan") == {"b": [2.5, None, True]}
         await store.run("UPDATE note SET value = '{'")
         assert await store.note("plan") is None, "what cannot be read was never written"
+
+
+async def test_the_file_and_those_beside_it_are_its_owner_s_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    async with await Store.open(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    (folder / FILE_NAME).chmod(0o644)  # as an earlier version left it
+    async with await Store.open(folder) as store:
+        await store.run("BEGIN IMMEDIATE")
+        await store.run("UPDATE counter SET value = value + 1")
+        modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+        await store.run("ROLLBACK")
+    assert len(modes) > 1
+    assert set(modes.values()) == {0o600}, modes
