@@ -14,7 +14,7 @@ from rich.console import Console
 from parallax.cli import flags
 from parallax.cli.client import ClusterClient, cluster_status, connect
 from parallax.cli.console import configure_logging, printable
-from parallax.cli.tables import nodes_table, pending_table
+from parallax.cli.tables import absent_table, nodes_table, pending_table
 from parallax.fabric.settings import ClientSettings, load
 
 group = typer.Typer(invoke_without_command=True)
@@ -50,7 +50,7 @@ def listing(
     ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
-    """Lists the nodes, and who waits to be let in; its verbs decide about them."""
+    """Lists the nodes, here or away, and who waits to be let in; its verbs decide about them."""
     given = locals()
     if context.invoked_subcommand is not None:
         if any(given[name] for name in ("as_json", *flags.WHERE)):
@@ -58,9 +58,11 @@ def listing(
         return
     status = cluster_status(client_of(given))
     nodes = status.get("node_list") or []
+    absent = status.get("absent_nodes") or []
     pending = status.get("pending_nodes") or []
     if as_json:
-        typer.echo(json.dumps([*nodes, *({**node, "state": "pending"} for node in pending)]))
+        others = [*(("absent", node) for node in absent), *(("pending", node) for node in pending)]
+        typer.echo(json.dumps([*nodes, *({**node, "state": state} for state, node in others)]))
         return
     console = Console(highlight=False)
     if nodes:
@@ -68,6 +70,9 @@ def listing(
     else:
         typer.echo("No nodes yet. On another machine type:")
         typer.echo(f"  {printable(str(status.get('node_join_command', 'parallax join')))}")
+    if absent:
+        typer.echo("\nLet in, and not here ('parallax nodes remove ID' sends one away for good):")
+        console.print(absent_table(absent, time.time()))
     if pending:
         typer.echo("\nWaiting to be let in:")
         console.print(pending_table(pending))

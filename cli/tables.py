@@ -93,6 +93,23 @@ def pending_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def absent_table(nodes: Sequence[Mapping[str, Any]], now: float) -> Table:
+    """One row for each node that is let in and not here; ``now`` is seconds since 1970.
+
+    With its whole id: names may be the same, and 'remove' has to be told which one.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NODE", "LET IN", "ID"):
+        table.add_column(column, no_wrap=column != "ID", overflow="fold")
+    for node in nodes:
+        table.add_row(
+            Text(printable(str(node.get("name", "?")))),
+            span(float(node.get("since", now)) - now),
+            Text(printable(str(node.get("node_id", "")))),
+        )
+    return table
+
+
 def tokens_table(tokens: Sequence[Mapping[str, Any]], now: float) -> Table:
     """One row for each token; ``now`` is seconds since 1970."""
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from parallax.fabric.events import Loading
 from parallax.fabric.settings import SchedulerSettings
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler.admission_values import Pending
+from parallax.scheduler.admission_values import Pending, Standing
 from parallax.scheduler.http.access import notices
 from parallax.scheduler.membership import Member, NodeState
 from parallax.scheduler.reconciler import Ring, RingState
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from parallax.scheduler.cluster import ClusterService
 
 GB = 1 << 30
+MOST_ABSENT = 256  # nodes in the status that are not here
 OPEN_TO_ALL_NOTICE = (
     "ADMISSION IS OFF (--open): whoever reaches this scheduler becomes a node of it, and nodes see "
     "what is asked and answered."
@@ -45,6 +46,7 @@ def status_of(cluster: ClusterService) -> dict[str, object]:
         "node_join_command": cluster.gate.plain_join_command(),
         "node_list": [_node(cluster, member) for member in cluster.members.members()],
         "pending_nodes": [pending_of(pending) for pending in cluster.gate.pending()],
+        "absent_nodes": _absent(cluster),
         "open": cluster.gate.open,
         "need_more_nodes": not ready and (len(usable) < wanted or short),
         "model": model,
@@ -73,6 +75,17 @@ def pending_of(pending: Pending) -> dict[str, object]:
         "fingerprint": pending.fingerprint,
         "since": pending.since_s,
     }
+
+
+def _absent(cluster: ClusterService) -> list[dict[str, object]]:
+    """Nodes that may come back without being asked, those let in last first."""
+    listed = {member.facts.node_id for member in cluster.members.members()}
+    away = [
+        {"node_id": known.node_id, "name": known.name, "since": known.since_s}
+        for known in cluster.gate.known()
+        if known.standing is Standing.ADMITTED and known.node_id not in listed
+    ]
+    return list(reversed(away[-MOST_ABSENT:]))
 
 
 def _node(cluster: ClusterService, member: Member) -> dict[str, object]:

@@ -97,6 +97,18 @@ def test_who_waits_is_shown_with_its_fingerprint(tmp_path: Path) -> None:
         assert listed[-1] == {**PENDING, "state": "pending"}
 
 
+def test_who_was_let_in_and_is_not_here_is_shown_with_its_whole_id(tmp_path: Path) -> None:
+    absent = {"node_id": "12D3KooW" + "x" * 44, "name": "at\x1b[2Jtic", "since": 0.0}
+    with canned() as server:
+        told = (200, message({**STATUS, "absent_nodes": [absent]}))
+        server.answers["/cluster/status_json"] = told
+        shown = parallax(tmp_path, "nodes", "--url", server.url).stdout
+        assert "\x1b" not in shown
+        assert absent["node_id"] in shown
+        listed = json.loads(parallax(tmp_path, "nodes", "--json", "--url", server.url).stdout)
+        assert listed[-1] == {**absent, "state": "absent"}
+
+
 def test_a_flag_before_the_verb_is_not_swallowed(tmp_path: Path) -> None:
     done = parallax(tmp_path, "nodes", "--url", "http://127.0.0.1:1", "approve", "X")
     assert done.returncode == 2

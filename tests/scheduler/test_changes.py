@@ -191,11 +191,22 @@ async def test_a_removed_node_is_refused_from_then_on_over_restarts(
             Node(cluster, "b", incarnation=3).hello()
 
 
+def absent(cluster: ClusterService) -> list[str]:
+    told = cluster.status()["absent_nodes"]
+    assert isinstance(told, list)
+    return [node["node_id"] for node in told]
+
+
 async def test_a_member_that_is_not_here_is_removed_all_the_same(
     cluster: ClusterService,
 ) -> None:
     await cluster.gate.ask("stolen", "laptop", "", local=True, address="127.0.0.1")
-    await cluster.departures.remove("lapt")
+    await cluster.gate.ask("lost", "laptop2", "", local=True, address="127.0.0.1")
+    assert absent(cluster) == ["lost", "stolen"], "or nobody would know what to remove"
+    Node(cluster, "lost").attend()
+    assert absent(cluster) == ["stolen"]
+    await cluster.departures.remove("laptop")
+    assert absent(cluster) == []
     assert cluster.gate.removed("stolen")
     assert not cluster.gate.allowed("stolen")
     with pytest.raises(UnknownNode):
