@@ -14,7 +14,8 @@ ifneq ($(HOME_OF_VENV),$(CURDIR))
 STALE := stale
 endif
 
-ALONE := tests/benchmarks tests/fabric tests/node tests/scheduler tests/test_rooms.py tests/test_structure.py
+ALONE := tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz tests/node tests/scheduler \
+	$(wildcard tests/test_*.py)
 
 .PHONY: help run test check bench chaos soak fuzz proto clean stale
 
