@@ -16,8 +16,8 @@ from parallax.scheduler.generation import Generation, Sampling
 from parallax.scheduler.layouts import WAIT_S
 from parallax.scheduler.leaving import REMOVE_S
 from tests.models import make_model
-from tests.scheduler.test_cluster import Node, running, serving, until
 from tests.scheduler.test_dispatch import Link
+from tests.scheduler.told import Node, running, serving, until
 
 
 @pytest.fixture(scope="module")
