@@ -132,4 +132,4 @@ def test_a_good_token_lets_in_at_once_and_others_do_not(tmp_path: Path, cluster:
 
 def test_an_open_scheduler_lets_strangers_in() -> None:
     with boot(None, nodes=0, flags=["--open"], scheduler_module="tests.strangers") as cluster:
-        cluster.join("attic").wait_for("Joined 12D3KooW")
+        assert cluster.join("attic").wait_for("Joined 12D3KooW")

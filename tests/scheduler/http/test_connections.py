@@ -151,6 +151,7 @@ async def test_an_answer_that_nobody_takes_is_not_kept_after_it_ended(says, monk
         slow.connect(("127.0.0.1", here.port))
         slow.sendall(GET.replace(b"/health", b"/style.css") * 3)  # less than aiohttp waits for
         await until(lambda: refused(here, "slow_reader") == 1, 20)
+        assert (await here.chat(max_tokens=5))[0] == 200, "others are served"
         slow.close()
 
 

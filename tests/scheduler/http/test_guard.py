@@ -183,6 +183,7 @@ async def test_a_status_stream_ends_when_its_key_is_revoked(says):
             keys.revoke("key_use")
             async with asyncio.timeout(20):
                 await got.content.read()
+            assert got.content.at_eof()
 
 
 async def test_a_foreign_name_is_told_421_whatever_it_asks(says):

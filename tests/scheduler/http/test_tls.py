@@ -159,6 +159,7 @@ async def test_a_client_that_does_not_read_is_ended_over_tls_too(says, pair):
         slow = await asyncio.to_thread(ask)
         await until(lambda: refused(here, "slow_reader") == 1, 30)
         await until(lambda: cluster.running == 0, 20)
+        assert refused(here, "slow_reader") == 1, "once"
         slow.close()
 
 

@@ -129,8 +129,9 @@ def _peak_bytes() -> int:
 
 def test_a_long_chat_is_within_the_bound_of_any_honest_template():
     chat = [{"role": "user", "content": "word " * 40}, CHAT[2]] * 2000
-    for source in HONEST.values():
-        ChatTemplate(source).render(chat, {"bos_token": "<s>", "eos_token": "</s>"})
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    shown = {name: ChatTemplate(source).render(chat, tokens) for name, source in HONEST.items()}
+    assert shown["roles"].count("word") == 40 * 2000
 
 
 def test_what_one_chat_used_up_is_there_again_for_the_next():
@@ -138,7 +139,7 @@ def test_what_one_chat_used_up_is_there_again_for_the_next():
         "{% for m in messages %}{% for i in range(20000) %}{% endfor %}{% endfor %}"
     )
     for _ in range(20):
-        template.render(CHAT, {})
+        assert template.render(CHAT, {}) == ""
 
 
 def test_a_template_that_is_refused_says_why():
