@@ -35,7 +35,8 @@
     │   ├── CutRefused               the self-check refused this cut
     │   ├── ModelTooBig              it does not fit (missing_bytes)
     │   ├── WeightsMissing           no member gives out the weights that a stage needs
-    │   └── DiskFull                 no room on the disk for them (missing_bytes)
+    │   ├── DiskFull                 no room on the disk for them (missing_bytes)
+    │   └── OutOfMemory              a node has not the memory that it was planned with
     ├── ClusterError                 machines that do not find or understand each other
     │   ├── SchedulerNotFound        nobody answered on the network
     │   ├── SchedulerUnreachable     the address does not answer
@@ -276,6 +277,10 @@ class DiskFull(ModelError):
     FIELDS = ("path", "missing_bytes")
 
 
+class OutOfMemory(ModelError):
+    """A node has not the memory that it was planned with."""
+
+
 class ClusterError(ParallaxError):
     """Machines do not find or understand each other."""
 
@@ -413,6 +418,7 @@ ROWS: Mapping[type[ParallaxError], Row] = {
     ModelTooBig: Row(503, _C.RESOURCE_EXHAUSTED, _SERVER, "model_too_big", 4),
     WeightsMissing: Row(503, _C.UNAVAILABLE, _SERVER, "weights_missing", 4),
     DiskFull: Row(507, _C.RESOURCE_EXHAUSTED, _SERVER, "disk_full", 4),
+    OutOfMemory: Row(503, _C.RESOURCE_EXHAUSTED, _SERVER, "out_of_memory", 4),
     ClusterError: Row(502, _C.UNAVAILABLE, _SERVER, "cluster_error", 5),
     SchedulerNotFound: Row(502, _C.NOT_FOUND, _SERVER, "scheduler_not_found", 5),
     SchedulerUnreachable: Row(502, _C.UNAVAILABLE, _SERVER, "scheduler_unreachable", 5),

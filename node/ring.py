@@ -27,6 +27,7 @@ from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
 from parallax.node.large_frames import check_large
+from parallax.node.shortcomings import error_of
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
@@ -320,7 +321,7 @@ class RingMember:
             return
         except Exception as error:
             log.exception("stage %d failed in frame %d", self.index, frame.number)
-            self.end(InternalError(f"Stage {self.index} failed: {type(error).__name__}: {error}"))
+            self.end(error_of(error, f"Stage {self.index} failed"))
             return
         end = time.perf_counter()
         if self._held is not None:

@@ -27,6 +27,7 @@ from parallax.node.head import Head
 from parallax.node.ring import RingMember
 from parallax.node.runner import Runner
 from parallax.node.shelf import Shelf
+from parallax.node.shortcomings import error_of
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
@@ -95,8 +96,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
             return
         except Exception as error:
             log.exception("ring %d cannot be formed", form.epoch)
-            text = f"Forming failed: {type(error).__name__}: {error}"
-            self._broken(form.epoch, InternalError(text))
+            self._broken(form.epoch, error_of(error, "Forming failed"))
             return
         if seat.head is not None:
             seat.head.start(seat.member)

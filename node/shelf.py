@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from parallax.fabric.errors import InternalError, ParallaxError, to_fault
+import mlx.core as mx
+
+from parallax.fabric.errors import ParallaxError, to_fault
 from parallax.fabric.limits import DEFAULT_LIMITS
 from parallax.node.compute import Compute
 from parallax.node.library import Library
 from parallax.node.mlx_lm_seam import Weights, read_config
+from parallax.node.shortcomings import error_of
 from parallax.node.stage import Stage
 from parallax.node.twin import check_cut
 from parallax.node.weights import Steps, load_steps
@@ -97,8 +100,7 @@ class Shelf:
                 self._failed(stage, error)
             except Exception as error:
                 log.exception("loading failed")
-                text = f"Loading failed: {type(error).__name__}: {error}"
-                self._failed(stage, InternalError(text))
+                self._failed(stage, error_of(error, "Loading failed"))
             else:
                 if loaded is not None:
                     self._stages[key] = loaded
@@ -207,6 +209,7 @@ class Shelf:
 
     def _failed(self, stage: wire.StageRange, error: ParallaxError) -> None:
         self._wanted.discard(key_of(stage))
+        self._compute.post(mx.clear_cache)  # what was read in vain is given back
         failed = wire.StageFailed(stage=stage, fault=to_fault(error))
         self._tell(wire.NodeReport(failed=failed))
 

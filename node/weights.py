@@ -23,6 +23,7 @@ from parallax.fabric.safetensors import TensorInfo, folder_headers
 from parallax.node import mlx_lm_seam as seam
 from parallax.node.mlx_lm_seam import Weights
 from parallax.node.readahead import Extent, ReadAhead
+from parallax.node.shortcomings import is_out_of_memory
 from parallax.node.stage import Stage, check_range
 from parallax.node.trace import reached
 from parallax.node.twin import check_cut
@@ -114,6 +115,7 @@ def load_steps(
         ModelTooBig: it takes more than ``budget_bytes``; nothing has been read then.
         UnknownArchitecture: mlx-lm has no such model.
         CutRefused: these layers cannot be run apart from the others.
+        RuntimeError: MLX got no memory (``shortcomings.py``).
     """
     progress(0, 0, "checking")
     held = {} if held is None else held
@@ -279,6 +281,8 @@ def _read(
         try:
             mx.eval(batch)
         except RuntimeError as error:
+            if is_out_of_memory(error):  # the files are well
+                raise
             raise _unreadable(folder, error) from error
         done += size
         ahead.read(size)
@@ -291,6 +295,6 @@ def _unreadable(path: Path, error: Exception) -> ModelBroken:
     return ModelBroken(
         f"The weights of {path.name} cannot be read",
         str(error)[:500],
-        "Fetch the model again",
+        "Check the disk of this machine; if a file is damaged, fetch the model again",
         path=path,
     )

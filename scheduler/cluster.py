@@ -58,7 +58,7 @@ from parallax.scheduler.roster import Roster
 from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
-from parallax.scheduler.trouble import Trouble
+from parallax.scheduler.trouble import Trouble, of_node
 from parallax.scheduler.weights import ModelWeights
 from parallax.scheduler.wishes import Wishes
 
@@ -131,6 +131,7 @@ class ClusterService:
             self._planning,
             self._formation,
             self._trouble,
+            self._limits.reload_s,
             barred=lambda: leaving.nodes,
         )
         self.departures = Departures(
@@ -332,7 +333,8 @@ class ClusterService:
             case "broken" if self.reconciler.part_of(node_id, report.broken.epoch):
                 if report.broken.fault.kind in _SENSELESS:
                     self._metrics.message_refused("frame")
-                self._formation.broke(report.broken.epoch, from_fault(report.broken.fault))
+                error = of_node(self.name_of(node_id), from_fault(report.broken.fault))
+                self._formation.broke(report.broken.epoch, error)
             case "health" if ring := self.reconciler.part_of(node_id, report.health.epoch):
                 health = report.health
                 if not ring.seats(node_id, health.stage):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import ParallaxError, from_fault, to_fault
 from parallax.fabric.events import Event, Problem
 
 
@@ -26,3 +26,10 @@ class Trouble:
         same = isinstance(self.problem, what) if isinstance(what, type) else self.problem is what
         if same:
             self.problem = None
+
+
+def of_node(name: str, error: ParallaxError, what: str = "") -> ParallaxError:
+    """A node's error as people are told it: ``what`` it could not do, and of which node it is."""
+    fault = to_fault(error)
+    fault.what = " ".join(filter(None, (name, what))) + f": {fault.what}"
+    return from_fault(fault)

@@ -7,7 +7,13 @@ import re
 import time
 from collections.abc import Callable, Collection
 
-from parallax.fabric.errors import CutRefused, ModelTooBig, UnknownArchitecture, from_fault
+from parallax.fabric.errors import (
+    CutRefused,
+    ModelTooBig,
+    ParallaxError,
+    UnknownArchitecture,
+    from_fault,
+)
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.formation import Formation
@@ -17,13 +23,13 @@ from parallax.scheduler.reconciler import Place, Ring, RingState
 from parallax.scheduler.roster import Roster
 from parallax.scheduler.spares import Spares
 from parallax.scheduler.store import Store
-from parallax.scheduler.trouble import Trouble
+from parallax.scheduler.trouble import Trouble, of_node
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0  # between two looks for better rings
-RELOAD_S = 60.0  # before a node that could not load tries again: files get mended
 NOTE = "layouts"
+MOST_TOLD = 4  # nodes that could not load, in one sentence
 
 _FOR_GOOD = (CutRefused, ModelTooBig, UnknownArchitecture)  # waiting does not help
 
@@ -33,6 +39,7 @@ class Wishes:
 
     Args:
         store: where the rings that serve are written down.
+        reload_s: after how long a node that could not load is tried again.
         barred: nodes that no plan may count on, whatever they could do.
     """
 
@@ -43,6 +50,7 @@ class Wishes:
         planning: Planning,
         formation: Formation,
         trouble: Trouble,
+        reload_s: float,
         barred: Callable[[], Collection[str]],
     ) -> None:
         self._store = store
@@ -53,6 +61,7 @@ class Wishes:
         self._reconciler = formation.reconciler
         self._setbacks = formation.setbacks
         self._trouble = trouble
+        self._reload_s = reload_s
         self._barred = barred
         self.chosen: Chosen | None = None
         self.missing_bytes: int | None = None
@@ -60,6 +69,7 @@ class Wishes:
         self._next_look = 0.0
         self._left_out: set[str] = set()  # nodes that no ring could be made of when last tried
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
+        self._told: ParallaxError | None = None  # of such a node
         self._changed = False  # another number of stages is asked for than rings were made for
 
     # ------------------------------------------------------------------ memory
@@ -101,7 +111,7 @@ class Wishes:
         except ModelTooBig as error:
             if not busy:
                 self.missing_bytes = int(error.fields.get("missing_bytes", 0))
-                self._trouble.tell(error)
+                self._trouble.tell(_without(error, chosen))
             return
         chosen.began = True
         self.missing_bytes = None
@@ -129,6 +139,8 @@ class Wishes:
             del self._retries[node_id]
             if self.chosen is not None and node_id in self.chosen.failed:
                 del self.chosen.failed[node_id]
+                if not self.chosen.failed and self._told is not None:
+                    self._trouble.over(self._told)  # as far as is known
                 self.plan()
         if now >= self._next_look:
             self.look(now)
@@ -147,9 +159,14 @@ class Wishes:
             text = error.fields.get("working_cuts", "")
             chosen.cuts = frozenset(map(int, re.findall(r"\b\d{1,5}\b", text)))
         else:
+            layers = f"layers {failed.stage.first} to {failed.stage.end - 1}"
+            name = self._roster.name_of(node_id)
+            error = self._told = of_node(
+                name, error, f"could not load {layers} of {chosen.folder.name}"
+            )
             chosen.failed[node_id] = error.sentence
             if not isinstance(error, _FOR_GOOD):
-                self._retries[node_id] = time.monotonic() + RELOAD_S
+                self._retries[node_id] = time.monotonic() + self._reload_s
         self._trouble.tell(error)
         self.plan()
 
@@ -238,3 +255,12 @@ class Wishes:
             return
         if change.old and change.new:
             self._do(self._reconciler.move(change.old, change.new))
+
+
+def _without(error: ModelTooBig, chosen: Chosen) -> ModelTooBig:
+    """That a model does not fit, and which nodes would help if they could load it."""
+    if not chosen.failed:
+        return error
+    left_out = " ".join(list(chosen.failed.values())[:MOST_TOLD])
+    why = f"{error.why.rstrip('.')}. Left out: {left_out}"
+    return ModelTooBig(error.what, why, error.fix, **error.fields)

@@ -118,6 +118,24 @@ class Arena:
 
 
 @contextmanager
+def start(
+    model: Path,
+    *,
+    wanted: int,
+    flags: Sequence[str] = (),
+    variables: dict[str, str] | None = None,
+) -> Iterator[Arena]:
+    """A scheduler that waits for so many nodes, and none of them yet."""
+    journal = model.parent / f"journal-{time.monotonic_ns()}"
+    journal.mkdir()
+    given = ("--journal", str(journal), "--journal-tokens", *flags)
+    with boot(
+        model, 0, wanted=wanted, flags=given, variables={**QUIET, **(variables or {})}
+    ) as cluster:
+        yield Arena(cluster, model, journal)
+
+
+@contextmanager
 def arena(
     model: Path,
     *,
@@ -128,13 +146,7 @@ def arena(
     module: str = "parallax.cli.main",
 ) -> Iterator[Arena]:
     """A ring of two stages at least, and nodes that have nothing to do."""
-    journal = model.parent / f"journal-{time.monotonic_ns()}"
-    journal.mkdir()
-    given = ("--journal", str(journal), "--journal-tokens", *flags)
-    with boot(
-        model, 0, wanted=stages, flags=given, variables={**QUIET, **(variables or {})}
-    ) as cluster:
-        made = Arena(cluster, model, journal)
+    with start(model, wanted=stages, flags=flags, variables=variables) as made:
         for _ in range(stages):
             made.join(module=module)
         made.wait_whole(stages, 0)

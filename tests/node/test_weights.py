@@ -17,7 +17,7 @@ from parallax.fabric.errors import CutRefused, ModelBroken, ModelNotFound, Unkno
 from parallax.fabric.safetensors import read_header
 from parallax.node import mlx_lm_seam as seam
 from parallax.node.stage import Stage
-from parallax.node.weights import load_stage
+from parallax.node.weights import load_stage, load_steps
 from tests.models import make_model
 from tests.node.rings import TEXTS, Whole, load_stages, quiet
 
@@ -241,6 +241,18 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     with pytest.raises(ModelBroken, match="cut short") as caught:
         load_stage(folder, 0, 1, progress=quiet)
     assert caught.value.fields["path"] == str(file)
+
+
+def test_a_file_that_fails_in_the_middle_is_named(folder: Path, verdicts: Path) -> None:
+    steps = load_steps(folder, 0, 1, progress=quiet, verdicts=verdicts)
+    while next(steps) is None:
+        pass
+    next(steps)  # it has been opened, and none of its tensors is read yet
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(ModelBroken, match="disk of this machine"):
+        for _ in steps:
+            pass
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:

@@ -17,11 +17,12 @@ from parallax.fabric.errors import (
     ModelNotFound,
     ModelTooBig,
     NoRing,
+    OutOfMemory,
+    to_fault,
 )
 from parallax.fabric.models import resolve
 from parallax.fabric.settings import SchedulerSettings
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler import wishes as wishes_module
 from parallax.scheduler.app import serve_scheduler
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.generation import Generation, Sampling
@@ -116,20 +117,49 @@ async def test_a_node_whose_files_are_broken_is_left_out(cluster: ClusterService
 
 
 async def test_a_node_that_could_not_load_tries_again_after_a_while(
-    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(wishes_module, "RELOAD_S", 1.0)
-    Node(cluster, "a").attend()
-    b = Node(cluster, "b").attend()
-    b.fail(ModelBroken("cut short"))
-    cluster._tick(time.monotonic() + 0.5)
-    assert cluster.reconciler.busy_nodes() == {"a"}
-    cluster._tick(time.monotonic() + 1.5)
-    assert cluster.reconciler.busy_nodes() == {"a", "b"}
-    assert len(b.orders("load")) == 2
-    b.fail(ModelTooBig("no room"))
-    cluster._tick(time.monotonic() + 2.5)
-    assert len(b.orders("load")) == 2, "memory does not come by waiting"
+    async with running(tmp_path, reload_s=1.0) as cluster:
+        await cluster.choose(str(model), 2, True)
+        Node(cluster, "a").attend()
+        b = Node(cluster, "b").attend()
+        b.fail(ModelBroken("cut short"))
+        cluster._tick(time.monotonic() + 0.5)
+        assert cluster.reconciler.busy_nodes() == {"a"}
+        assert cluster.status()["problem"] is not None
+        cluster._tick(time.monotonic() + 1.5)
+        assert cluster.reconciler.busy_nodes() == {"a", "b"}
+        assert cluster.status()["problem"] is None, "nobody knows that it still cannot"
+        assert len(b.orders("load")) == 2
+        b.fail(ModelTooBig("no room"))
+        cluster._tick(time.monotonic() + 2.5)
+        assert len(b.orders("load")) == 2, "memory does not come by waiting"
+
+
+async def test_it_is_told_which_node_could_not_load_what_and_why(
+    cluster: ClusterService,
+) -> None:
+    a, b = Node(cluster, "a").attend(), Node(cluster, "b").attend()
+    b.fail(ModelBroken("Loading failed", "it broke", "Check the disk"))
+    told = "b could not load layers 2 to 3 of tiny: Loading failed. it broke. Check the disk."
+    assert cluster.status()["problem"] == told
+    a.fail(OutOfMemory("Loading failed", "there was no memory left"))
+    problem = str(cluster.status()["problem"])
+    assert "does not fit" in problem
+    for name, why in (("a", "there was no memory left"), ("b", "it broke")):
+        assert f"{name} could not load" in problem
+        assert why in problem
+
+
+async def test_a_ring_that_breaks_is_told_with_the_node_that_broke_it(
+    cluster: ClusterService, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b, epoch = await serving(cluster)
+    fault = to_fault(OutOfMemory("Stage 1 failed", "there was no memory left"))
+    b.report(broken=wire.RingBroken(epoch=epoch, fault=fault))
+    assert "b: Stage 1 failed. there was no memory left" in caplog.text
+    await a.join(2)
+    await b.join(2)
 
 
 async def test_a_ring_that_breaks_after_each_start_does_not_spin(
