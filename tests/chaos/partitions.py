@@ -24,6 +24,10 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
 
 
+def _tc(*arguments: str) -> None:
+    subprocess.run(["tc", *arguments], check=True, capture_output=True, text=True, timeout=20)
+
+
 @dataclass
 class Room:
     """A scheduler and nodes, each on a machine of its own."""
@@ -97,16 +101,32 @@ class Room:
             _ip("-n", here.namespace, "neigh", "del", there.address, "dev", "eth0")
 
     @contextmanager
+    def slowed(self, machine: Machine, bits_s: int, queue_s: float) -> Iterator[None]:
+        """A machine's cable carries so much, each way, behind queues that hold so many seconds."""
+        ends = ((machine.namespace, "eth0"), self._port(machine))
+        shape = ("tbf", "rate", f"{bits_s}bit", "burst", "4kb", "latency", f"{queue_s}s")
+        with ExitStack() as stack:
+            for namespace, device in ends:
+                where = ("dev", device, "root")
+                _tc("-n", namespace, "qdisc", "add", *where, *shape)
+                stack.callback(_tc, "-n", namespace, "qdisc", "del", *where)
+            yield
+
+    def _port(self, machine: Machine) -> tuple[str, str]:
+        """Where a machine's cable ends: the switch's namespace, and its port."""
+        run = machine.namespace.rpartition("-")[0]
+        return f"{run}-switch", f"port{self.machines.index(machine) + 1}"
+
+    @contextmanager
     def cut_off(self, machine: Machine) -> Iterator[None]:
         """Neither does anything reach this machine, nor does it reach anybody."""
-        number = self.machines.index(machine) + 1
-        run = machine.namespace.rpartition("-")[0]
-        port = ("-n", f"{run}-switch", "link", "set", f"port{number}")
-        _ip(*port, "nomaster")  # its cable leads nowhere now, and nobody's light goes out
+        switch, port = self._port(machine)
+        cable = ("-n", switch, "link", "set", port)
+        _ip(*cable, "nomaster")  # its cable leads nowhere now, and nobody's light goes out
         try:
             yield
         finally:
-            _ip(*port, "master", "br0")
+            _ip(*cable, "master", "br0")
 
 
 def seen_by(client: subprocess.Popen[str], timeout_s: float = 150.0) -> History:
@@ -116,7 +136,9 @@ def seen_by(client: subprocess.Popen[str], timeout_s: float = 150.0) -> History:
 
 
 @contextmanager
-def room(model: Path, folder: Path, nodes: int) -> Iterator[Room]:
+def room(
+    model: Path, folder: Path, nodes: int, variables: dict[str, str] | None = None
+) -> Iterator[Room]:
     """A scheduler that wants two stages, and so many nodes; a ring serves."""
     journal = folder / "journal"
     journal.mkdir()
@@ -124,6 +146,7 @@ def room(model: Path, folder: Path, nodes: int) -> Iterator[Room]:
     environment = {
         **os.environ,
         **QUIET,
+        **(variables or {}),
         "HOME": str(folder),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
