@@ -8,7 +8,8 @@ cut to the history before the draw. Since every draw is counted by seed and posi
 the same with and without drafts.
 
 Each token of the answer is also compared with what the history foretold, sent or not: so the odds
-of drafts are always known, and where they are bad nothing is sent at all.
+of drafts are always known, and where they are bad nothing is sent at all. An answer begins with the
+odds of those before it, which tend to be alike.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from parallax.proto import wire_pb2 as wire
 
 READ_TOKENS = 512  # of a history at once, so that a long one holds nothing up
 LEARNING = 0.25  # weight of the newest draft in the odds
-# By tokens that agree before the place followed (from 2, 3, 4, 8, 16 on): the odds to begin with.
+CARRIED = 0.5  # weight of the newest answer in what the next one begins with
+# By tokens that agree before the place followed (from 2, 3, 4, 8, 16 on): the odds of a ring's first
+# answer.
 LONGEST = (2, 3, 7, 15)
 PRIORS = (0.15, 0.25, 0.5, 0.7, 0.85)
 
@@ -65,6 +68,11 @@ class _Odds:
         rank = _rank(matched)
         self.shares[rank] += LEARNING * (hit - self.shares[rank])
 
+    def after(self, answer: _Odds) -> None:
+        """Goes on from what an answer ended with that had begun with these odds."""
+        for rank, share in enumerate(answer.shares):
+            self.shares[rank] += CARRIED * (share - self.shares[rank])
+
 
 class Speculation:
     """Drafts for whichever sequence is alone in the ring.
@@ -84,6 +92,7 @@ class Speculation:
         self._pace = Pace(stages, shape.block_tokens)
         self._sequence: Sequence | None = None
         self._drafts = Drafts()
+        self._usual = _Odds()  # of the answers so far
         self._odds = _Odds()
         self._chain: deque[Block] = deque()
         self._returned_at: float | None = None  # of the block before the oldest in the ring
@@ -100,7 +109,8 @@ class Speculation:
         if sequence is not self._sequence:
             self._sequence = sequence
             self._drafts = Drafts()
-            self._odds = _Odds()
+            self._usual.after(self._odds)
+            self._odds = _Odds(list(self._usual.shares))
         drafts, answer = self._drafts, len(sequence.prompt)
         begin = len(drafts)
         for place, token in enumerate(

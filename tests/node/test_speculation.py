@@ -103,13 +103,13 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
     assert load.accepted_tokens <= load.drafted_tokens
 
 
-def run(ring: PretendRing, prompt: list[int], tokens: int) -> float:
+def run(ring: PretendRing, prompt: list[int], tokens: int, request: int = 1) -> float:
     """Steps until the answer is there; seconds from its first token on."""
-    ring.take(ring.conductor.submit(submit(1, prompt, tokens, NEVER)))
-    while 1 not in ring.answers:
+    ring.take(ring.conductor.submit(submit(request, prompt, tokens, NEVER)))
+    while request not in ring.answers:
         ring.step()
     begin = ring.timing.now
-    while 1 not in ring.ends:
+    while request not in ring.ends:
         ring.step()
     return ring.timing.now - begin
 
@@ -177,6 +177,28 @@ def test_what_is_always_wrong_is_soon_not_sent_any_more() -> None:
     assert load.accepted_tokens == 0
     assert load.drafted_tokens < 12
     assert ring.answers[1] == lone_answer([1, 2, 1, 3, 2, 3], 300, NEVER, contrary)[0]
+
+
+def test_an_answer_begins_with_the_odds_of_those_before_it() -> None:
+    signs = 95
+
+    def counting(history: list[int]) -> int:
+        return history[-1] % signs + 1
+
+    misleading: list[int] = []  # whatever follows four that count on does not
+    for start in range(signs):
+        misleading += [(start + place) % signs + 1 for place in range(4)]
+        misleading.append((start + signs // 2) % signs + 1)
+    times = {}
+    for drafts in (0, 64):
+        ring = speculating(counting, stages=2, draft_tokens=drafts)
+        ring.timing = Timing(2, linear(0.9), hop_s=0.0005)
+        times[drafts] = [run(ring, misleading, 89, request) for request in range(1, 9)]
+    assert sum(times[64]) < 1.002 * sum(times[0])
+    ring.model = repeating(7, 0, ends=False)
+    run(ring, [1, 2, 3, 4, 5, 6, 7] * 3, 200, 9)
+    assert ring.load.accepted_tokens > 150, "what was always wrong is not tried again"
+    assert ring.answers[9] == lone_answer([1, 2, 3, 4, 5, 6, 7] * 3, 200, NEVER, ring.model)[0]
 
 
 def test_drafts_begin_again_when_the_text_repeats_after_all() -> None:
