@@ -146,7 +146,7 @@ class Conductor:
                 self._beats_in_flight -= 1
                 self.round_trip_s = now - flight.sent_at
         elif flight.lane is None:
-            self._pace.measured_chunk(flight.tokens, frame.slowest_s)
+            self._pace.measured_chunk(flight.tokens, frame.slowest_s, frame.last_s)
         else:
             self.stepped = True
             if flight.tokens == len(flight.rows):
@@ -401,10 +401,8 @@ class Conductor:
         self._begin(sequence)
         start = sequence.cached
         if start < sequence.prefill_length:
-            grid = self._shape.chunk_tokens
-            if not is_short(sequence, self._shape):
-                grid = self._pace.chunk_tokens(self._decoding())
-                self._pace.chunked()
+            short, waiting = is_short(sequence, self._shape), sum(s.left for s in self._prefill)
+            grid = self._pace.next_chunk(self._decoding(), waiting, short=short)
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)

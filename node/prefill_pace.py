@@ -4,14 +4,16 @@ A decode step waits behind all the chunks that entered before it: behind a burst
 a ring of s stages, for m + s - 1 times what a stage takes for one. So while answers run, a burst
 comes only after every lane has taken a step, and it is the largest for which an answer waits less
 than twice as long as for its own steps; at the least it is one chunk of the smallest size.
-Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results depend on
-the grid (the self-check tells), there is one size only.
+While none run, chunks are as ``node/chunk_sizes.py`` says. Sizes lie on a grid of halves, and
+boundaries at their multiples; where a model's results depend on the grid (the self-check tells),
+there is one size only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from parallax.node.chunk_sizes import ChunkSizes
 from parallax.proto import wire_pb2 as wire
 
 SMALLEST_TOKENS = 8
@@ -39,14 +41,16 @@ class PrefillPace:
             size //= 2
             self._sizes.append(size)
         self._size = self._sizes[0]
+        self._lone = ChunkSizes(self._stages, self._sizes)
         self._stepped: set[int] = set()  # lanes, since this burst began
         self._token_s = 0.0  # of prefill on the slowest stage; 0: not measured yet
         self._step_s: dict[int, float] = {}  # of each lane there
 
-    def measured_chunk(self, tokens: int, slowest_s: float) -> None:
-        """A chunk came back; ``slowest_s`` is what the slowest stage took for it."""
+    def measured_chunk(self, tokens: int, slowest_s: float, last_s: float) -> None:
+        """A chunk came back; what the slowest stage took for it, and the last one."""
         if tokens and slowest_s:
             self._token_s = _mean(self._token_s, slowest_s / tokens)
+            self._lone.measured(tokens, slowest_s, last_s)
 
     def measured_step(self, lane: int, slowest_s: float) -> None:
         """A lane's decode step came back."""
@@ -67,6 +71,20 @@ class PrefillPace:
     def due(self, lanes: Iterable[int]) -> bool:
         """Whether a chunk may go, with these lanes in the ring."""
         return self._left > 0 or self._stepped.issuperset(lanes)
+
+    def next_chunk(self, lanes: Collection[int], waiting: int, *, short: bool) -> int:
+        """The size of the chunk that enters the ring now.
+
+        Args:
+            lanes: in the ring.
+            waiting: tokens that are still to enter it.
+            short: its prompt holds nobody up for long, and need not keep the pace.
+        """
+        size = self._sizes[0]
+        if not short:
+            size = self.chunk_tokens(lanes)
+            self.chunked()
+        return size if lanes else self._lone.next(waiting)
 
     def chunk_tokens(self, lanes: Iterable[int]) -> int:
         """The size of the next chunk, with these lanes in the ring."""

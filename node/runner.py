@@ -178,7 +178,10 @@ class Runner:
         output = self._forward(frame, length, caches, head=False)
         _settle([] if self._last else [output], [caches, *self._lanes.changed()])
         passed = self._pass_on(frame, output)
-        passed.slowest_s = max(frame.slowest_s, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        passed.slowest_s = max(frame.slowest_s, seconds)
+        if self._last:
+            passed.last_s = seconds
         return passed
 
     def _forward(self, frame: wire.Frame, length: int, caches: Caches, *, head: bool) -> Any:

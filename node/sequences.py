@@ -53,6 +53,11 @@ class Sequence:
         """All but the last token: that one is the first decode step's input."""
         return self.length - 1
 
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be prefilled."""
+        return self.prefill_length - self.cached
+
     def expected_length(self, more: int, context_tokens: int) -> int:
         """Its length ``more`` tokens from now, or at its end if that comes first."""
         end = len(self.prompt) + self.max_tokens
@@ -110,7 +115,7 @@ def forecast(
 
 def is_short(sequence: Sequence, shape: wire.RingShape) -> bool:
     """Whether its prefill is a hiccup for running answers, not worth a slower start."""
-    tokens = sequence.left_at_begin if sequence.begun else sequence.prefill_length
+    tokens = sequence.left_at_begin if sequence.begun else sequence.left
     return tokens <= SHORT_CHUNKS * max(1, shape.chunk_tokens)
 
 

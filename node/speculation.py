@@ -26,8 +26,7 @@ from parallax.proto import wire_pb2 as wire
 READ_TOKENS = 512  # of a history at once, so that a long one holds nothing up
 LEARNING = 0.25  # weight of the newest draft in the odds
 CARRIED = 0.5  # weight of the newest answer in what the next one begins with
-# By tokens that agree before the place followed (from 2, 3, 4, 8, 16 on): the odds of a ring's first
-# answer.
+# By tokens that agree before the place followed (from 2, 3, 4, 8, 16 on): the odds at first.
 LONGEST = (2, 3, 7, 15)
 PRIORS = (0.15, 0.25, 0.5, 0.7, 0.85)
 

@@ -1658,6 +1658,7 @@ class Frame(_message.Message):
     CARRY_FIELD_NUMBER: _builtins.int
     SLOWEST_S_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
+    LAST_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     number: _builtins.int
     kind: Global___FrameKind.ValueType
@@ -1672,6 +1673,8 @@ class Frame(_message.Message):
     """the longest that a stage so far has computed it"""
     ahead: _builtins.bool
     """DECODE: its first token is a draft too"""
+    last_s: _builtins.float
+    """PREFILL, on its way back: how long the last stage computed it"""
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]: ...
     @_builtins.property
@@ -1690,10 +1693,11 @@ class Frame(_message.Message):
         carry: _builtins.bytes = ...,
         slowest_s: _builtins.float = ...,
         ahead: _builtins.bool = ...,
+        last_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "number", b"number", "rows", b"rows", "sequence", b"sequence", "slowest_s", b"slowest_s", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "carry", b"carry", "commands", b"commands", "epoch", b"epoch", "kind", b"kind", "lane", b"lane", "last_s", b"last_s", "number", b"number", "rows", b"rows", "sequence", b"sequence", "slowest_s", b"slowest_s", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

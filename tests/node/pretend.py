@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from parallax.node.conductor import Conductor, Output
+from parallax.node.prefill_pace import SMALLEST_TOKENS
 from parallax.proto import wire_pb2 as wire
 
 VOCABULARY = 97
@@ -133,8 +134,11 @@ class PretendRing:
             self.obey(command)
         back = wire.Frame(epoch=frame.epoch, number=frame.number, kind=frame.kind)
         if frame.kind == wire.PREFILL:
+            back.slowest_s = 0.001 * (1 + len(frame.tokens))
+            back.last_s = 0.8 * back.slowest_s
             cache = self.caches.setdefault(frame.sequence, [])
-            assert len(cache) % self.grid == 0, "a chunk does not begin on the grid"
+            finest = min(self.grid, SMALLEST_TOKENS)
+            assert len(cache) % finest == 0, "a chunk does not begin on the grid"
             assert len(frame.tokens) <= self.grid
             cache.extend(frame.tokens)
             self.prefilled += len(frame.tokens)

@@ -58,7 +58,7 @@ class Ring:
             for stage in range(self.stages):
                 at = max(at, self.free_at[stage]) + work_s
                 self.free_at[stage] = at
-            frame.slowest_s = work_s
+            frame.slowest_s = frame.last_s = work_s
             if frame.kind == wire.DECODE:
                 frame.tokens[:] = [7] * frame.rows
             heapq.heappush(self.arrivals, (at, frame.number, frame))
@@ -159,7 +159,7 @@ def test_where_results_depend_on_the_grid_there_is_one_size() -> None:
 
 def test_a_window_whose_sums_depend_on_the_chunks_has_one_size_too() -> None:
     pace = PrefillPace(shape(2), [wire.CacheCost(answers=True), wire.CacheCost()])
-    pace.measured_chunk(32, 0.064)
+    pace.measured_chunk(32, 0.064, 0.064)
     pace.measured_step(0, 0.001)
     assert pace.chunk_tokens([0]) == 32
 
@@ -167,7 +167,7 @@ def test_a_window_whose_sums_depend_on_the_chunks_has_one_size_too() -> None:
 def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
     pace = PrefillPace(shape(2), costs(2))
     assert pace.chunk_tokens([0]) == 32  # nothing is measured yet
-    pace.measured_chunk(32, 0.064)
+    pace.measured_chunk(32, 0.064, 0.064)
     pace.measured_step(0, 0.040)
     pace.measured_step(1, 0.040)
     assert pace.chunk_tokens([]) == 32

@@ -57,9 +57,10 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
         stages=rng.randrange(1, 6),
         lanes=rng.randrange(1, 3),
         rows=rng.randrange(1, 4),
+        grid=rng.choice([8, 32]),
         draft_tokens=rng.choice([1, 2, 8, 32]),
         block_tokens=rng.choice([1, 2, 8]),
-        context_tokens=rng.choice([60, 10_000]),
+        context_tokens=rng.choice([100, 10_000]),
     )
     ring.timing = Timing(
         ring.conductor._stages,
@@ -69,7 +70,7 @@ def test_answers_are_the_same_whatever_is_drafted(seed: int) -> None:
     limit = ring.conductor._shape.context_tokens
     prompts: dict[int, list[int]] = {}
     waiting = deque(
-        (n, [rng.randrange(1, 9) for _ in range(rng.randrange(1, 50))]) for n in range(1, 13)
+        (n, [rng.randrange(1, 9) for _ in range(rng.randrange(1, 90))]) for n in range(1, 13)
     )
     cancelled: set[int] = set()
     crowd = rng.choice([0.0, 0.02, 0.1])

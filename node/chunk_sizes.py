@@ -1,0 +1,92 @@
+"""How large the chunks of prompts are while no answer runs, from the times that stages took. Pure.
+
+Chunks pass s stages one behind the other. Say that one of c tokens takes a stage as long as a + c
+tokens more would, and the last stage r times that: it is quicker, because of its last layer only
+keys and values are wanted. R tokens are through after about (R / c) (a + c), what the slowest
+stage does, and (s - 2) (a + c) + r (a + c) until the pipeline has filled and drained. Two
+consequences:
+
+- A prompt in chunks of c is quicker than in chunks of c / 2 where a R / c > (s - 2) c / 2.
+- The last stage catches up, so only the size of the last chunks matters to it: they get smaller
+  by halves, each size for the r / (1 - r) chunks that the last stage needs to be through with the
+  size before. One more half gains r c / 2 and costs a / 2 for each of these chunks. Where the last
+  stage is not quicker, it counts as one more of the others.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+FIXED_TOKENS = 1.0  # a, until two sizes have been measured: as on MLX's CPU backend
+LEAST_FIXED, MOST_FIXED = 0.5, 16.0  # what is believed of measurements
+_WEIGHT = 0.2  # of a new one
+
+
+class ChunkSizes:
+    """The sizes of one ring's chunks.
+
+    Args:
+        stages: how many the ring has.
+        sizes: that chunks may have, each half of the one before.
+    """
+
+    def __init__(self, stages: int, sizes: Sequence[int]) -> None:
+        self._stages = stages
+        self._sizes = sizes
+        self._stage_s: dict[int, float] = {}  # of the slowest stage, by tokens of a chunk
+        self._shares: dict[int, float] = {}  # of that which the last stage takes
+        self._fixed = FIXED_TOKENS
+        self._share = 1.0
+        self._first = sizes[0]  # the size that the chunks now on their way began with
+        self._left = 0  # tokens behind the chunk that was asked for last
+
+    def measured(self, tokens: int, slowest_s: float, last_s: float) -> None:
+        """A chunk came back: what the slowest and the last stage took for it."""
+        if tokens not in self._sizes or not 0 < last_s <= slowest_s:
+            return
+        self._stage_s[tokens] = _mean(self._stage_s, tokens, slowest_s)
+        self._shares[tokens] = _mean(self._shares, tokens, last_s / slowest_s)
+        self._share = statistics.fmean(self._shares.values())
+        if len(self._stage_s) > 1:
+            line = statistics.linear_regression(list(self._stage_s), list(self._stage_s.values()))
+            fixed = line.intercept / line.slope if line.slope > 0 else MOST_FIXED
+            self._fixed = min(MOST_FIXED, max(LEAST_FIXED, fixed))
+
+    def next(self, tokens: int) -> int:
+        """The size of the next chunk, when so many tokens are still to enter the ring."""
+        if tokens > self._left:  # not those that were left: others came
+            self._first = self._uniform(tokens)
+        size = self._first
+        for smaller in self._sizes[self._sizes.index(size) + 1 :]:
+            if tokens > self._tail(smaller):
+                break
+            size = smaller
+        self._left = max(0, tokens - size)
+        return size
+
+    def _uniform(self, tokens: int) -> int:
+        """The best of sizes for so many tokens, but for those at the end."""
+        for size in self._sizes[:-1]:
+            others = self._stages - 2 + (0 if self._drains(size) else self._share)
+            if self._fixed * tokens / size >= others * size / 2:
+                return size
+        return self._sizes[-1]
+
+    def _drains(self, size: int) -> bool:
+        """Whether half of this size, at the end, is worth the chunks that it costs."""
+        return self._stages > 1 and size * (1 - self._share) > self._fixed
+
+    def _tail(self, size: int) -> float:
+        """How many tokens at the end go in chunks of this size and of smaller ones."""
+        tokens = 0.0
+        for number, larger in enumerate(self._sizes[:-1]):
+            half = self._sizes[number + 1]
+            if half <= size and self._drains(larger):
+                tokens += half * self._share / (1 - self._share)
+        return tokens
+
+
+def _mean(known: dict[int, float], key: int, value: float) -> float:
+    before = known.get(key, value)
+    return before + _WEIGHT * (value - before)
