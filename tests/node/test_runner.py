@@ -72,7 +72,9 @@ def test_a_stage_passes_commands_and_tokens_on_and_the_last_one_keeps_them(
     assert passed.carry
     returned = last.run(passed)
     assert returned.slowest_s >= passed.slowest_s > 0
-    returned.slowest_s = 0
+    assert 0 < returned.last_s <= returned.slowest_s
+    assert passed.last_s == 0
+    returned.slowest_s = returned.last_s = 0
     assert returned == wire.Frame(epoch=1, number=0, kind=wire.PREFILL, sequence=5, rows=1)
     step = wire.Frame(
         epoch=1,
