@@ -163,7 +163,9 @@ class Dispatcher:
             if request.losses >= LOSSES_IN_A_ROW:
                 self._fail(request, _hopeless(request.losses))
             else:
-                self._router.requeue_front(number, tokens=request.length)
+                self._router.requeue_front(
+                    number, tokens=request.length, begun=bool(request.tokens)
+                )
         self._quiet.set()
         self._dispatch()
 
@@ -293,6 +295,7 @@ class Dispatcher:
             self._router.cancel(request.id)
         request.fail(error)
         self._note(Ended(request.id, "error", len(request.tokens), type(error).__name__))
+        self._quiet.set()
         self._answers[request.id].put(error)
 
     # ------------------------------------------------------------ what heads say
@@ -340,10 +343,13 @@ class Dispatcher:
         if finish is not None:
             self._note(Ended(request.id, finish.reason.value, len(request.tokens)))
             self._router.finished(epoch, request.id, request.length)
+            self._quiet.set()  # its reader may be slow
             self._answers[request.id].put(finish)
         else:
             self._note(Moved(request.id, request.attempt, epoch, "refused"))
-            self._router.requeue_front(request.id, tokens=request.length, refused=True)
+            self._router.requeue_front(
+                request.id, tokens=request.length, refused=True, begun=bool(request.tokens)
+            )
 
     def _note(self, entry: Entry) -> None:
         if self._journal is not None:
@@ -375,7 +381,7 @@ class Dispatcher:
 
     def _expired(self, request: Request) -> ParallaxError:
         again = {"retry_after_s": self._limits.retry_after_s}
-        if request.attempt:
+        if request.tokens or request.losses:
             return RingLost(
                 "The nodes that worked on this answer are gone",
                 self._why_lost(request),

@@ -7,6 +7,7 @@ overtakes, so that large requests come to their turn too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -44,7 +45,7 @@ class _Request:
     tokens: int  # prompt and answer so far
     most_tokens: int  # with the longest answer that it may get
     arrival: int
-    left_s: float  # of its wait, while no clock runs
+    left_s: float  # of its wait, while no clock runs; infinite once its answer has begun
     deadline_s: float | None  # None: on a ring, or its clock starts at the next event
     epoch: int | None = None  # its ring, once dispatched
     waits: _Line | None = None  # None: on a ring, or on none and not put back yet
@@ -261,11 +262,19 @@ class Router:
         del self._requests[id]
         return True
 
-    def requeue_front(self, id: int, *, tokens: int | None = None, refused: bool = False) -> None:
+    def requeue_front(
+        self,
+        id: int,
+        *,
+        tokens: int | None = None,
+        refused: bool = False,
+        begun: bool = False,
+    ) -> None:
         """Put a request back before all others, in order of arrival.
 
         Either its ring broke (its wait begins anew), or its head ``refused`` it
-        for want of room (its wait goes on). The ring it comes from is left in
+        for want of room (its wait goes on). An answer that has ``begun`` has waited for its
+        turn: it is for whoever knows its deadline to end it. The ring it comes from is left in
         peace until one of its requests ends, or for a second. ``tokens`` is how long
         it has grown.
         """
@@ -275,7 +284,9 @@ class Router:
         if request.epoch is not None and (ring := self._rings.get(request.epoch)) is not None:
             self._leave_ring(request)
             ring.refused = True
-        if not refused:
+        if begun:
+            request.left_s = math.inf
+        elif not refused:
             request.left_s = self._limits.queue_wait_s
         if tokens is not None:
             request.tokens = tokens
@@ -335,7 +346,7 @@ class Router:
             return None
         times = [r.deadline_s for r in queued if r.deadline_s is not None]
         times += [r.paused_until_s for r in self._rings.values() if r.paused_until_s is not None]
-        return min(times, default=None)
+        return min((time for time in times if time < math.inf), default=None)
 
     def timeout(self) -> QueueTimeout:
         """The error for a request that :meth:`expired` names."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from parallax.fabric.errors import ParallaxError, PromptTooLong, RingLost
+from parallax.fabric.errors import ParallaxError, PromptTooLong, QueueTimeout, RingLost
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler import dispatch
@@ -297,3 +297,55 @@ async def test_an_answer_that_nobody_can_go_on_with_says_how_much_memory_is_miss
     with pytest.raises(RingLost, match="12,345 bytes of memory are missing"):
         await answer
     await dispatcher.stop()
+
+
+async def test_an_answer_that_has_begun_waits_for_a_ring_until_its_own_deadline(
+    dispatcher: Dispatcher,
+) -> None:
+    limits = Limits()
+    dispatcher.ring_up(1, "n", [], 1, 1.0)
+    answer = ask(dispatcher)
+    await until(lambda: dispatcher.running == 1)
+    began = time.monotonic()
+    dispatcher.head_report(token(1, 1, 0))
+    dispatcher.head_report(end(1, 1, wire.END_REFUSED))  # its caches outgrew the ring's
+    for waited_s in (0.0, 2 * limits.queue_wait_s):
+        dispatcher._look(began + waited_s)
+    assert [submit.attempt for submit in Link.made[0].submitted] == [1, 2]
+    dispatcher.ring_down(1)
+    for waited_s in (2 * limits.queue_wait_s, limits.request_s - 1):
+        dispatcher._look(began + waited_s)
+    assert dispatcher.waiting == 1
+    dispatcher._look(began + limits.request_s + 1)
+    with pytest.raises(RingLost, match="no other ring could go on"):
+        await answer
+
+
+async def test_a_request_for_which_heads_had_no_room_is_told_that_rings_are_full(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 1, 1.0)
+    answer = ask(dispatcher)
+    await until(lambda: dispatcher.running == 1)
+    dispatcher.head_report(end(1, 1, wire.END_REFUSED))
+    dispatcher._look(time.monotonic() + Limits().queue_wait_s + 1)
+    dispatcher._look(time.monotonic() + 2 * Limits().queue_wait_s + 2)
+    with pytest.raises(QueueTimeout, match="stayed full"):
+        await answer
+
+
+async def test_an_end_that_its_client_does_not_read_yet_holds_up_no_stop(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 1, 1.0)
+    events = dispatcher.generate(Generation("m", (1,), Sampling(seed=1), 8, frozenset()))
+    first = asyncio.ensure_future(anext(events))
+    await until(lambda: dispatcher.running == 1)
+    dispatcher.head_report(token(1, 1, 0))
+    await first
+    drained = asyncio.create_task(dispatcher.drained(300))
+    await asyncio.sleep(0)
+    dispatcher.head_report(end(1, 1, wire.END_STOP))
+    async with asyncio.timeout(60):
+        await drained
+    await events.aclose()
