@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -28,6 +30,8 @@ from parallax.node.fetch_plan import FetchPlan, Has, Parcel
 from parallax.node.parts import Parts, Shelved
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +173,7 @@ class Fetch:
         self._plan = FetchPlan(parcels, patience_s=PATIENCE_S, now=time.monotonic())
         self._moved = asyncio.Event()
         self._why = "nobody was asked"
+        self._writing: set[asyncio.Future[Any]] = set()  # on threads, which cancelling does not end
 
     async def run(self) -> None:
         """Returns when every block is here and safe on the disk.
@@ -206,7 +211,19 @@ class Fetch:
             await asyncio.gather(*workers, return_exceptions=True)  # several may have failed
             for line in lines:
                 await line.close()
-            await asyncio.shield(asyncio.to_thread(self._end))
+            await asyncio.shield(self._let_go())
+
+    async def _let_go(self) -> None:
+        """The files are closed when nobody writes any more: their numbers are others' then."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        await asyncio.to_thread(self._end)
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        """Runs ``work`` on a thread; whoever waits for it may be cancelled meanwhile."""
+        writing = asyncio.get_running_loop().run_in_executor(None, work)
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        return await asyncio.shield(writing)
 
     def _end(self) -> None:
         try:
@@ -217,7 +234,7 @@ class Fetch:
     async def _settle(self) -> None:
         while True:
             await asyncio.sleep(SETTLE_S)
-            await asyncio.to_thread(self._parts.settle)
+            await self._on_disk(self._parts.settle)
 
     async def _look(self, line: Line, known: Mapping[Line, asyncio.Event]) -> None:
         """Asks a source what it holds, again and again while that may grow."""
@@ -304,8 +321,8 @@ class Fetch:
                 if not isinstance(message, wire.BytesRead):
                     raise LinkBroken("it ended before all was sent")
                 begin = (run.start - parcel.blocks.start) * SUM_BYTES
-                good = await asyncio.to_thread(
-                    self._take, parcel.file, run, message.data, told.sums[begin:]
+                good = await self._on_disk(
+                    partial(self._take, parcel.file, run, message.data, told.sums[begin:])
                 )
                 arrival.good += good
                 if good:

@@ -56,6 +56,7 @@ class Library:
         self._scheduler = scheduler
         self._shelved = Shelved(state_dir / "fetched", cache_bytes)
         self._held: dict[str, Whole | Parts] = {}
+        self._turn = asyncio.Lock()  # to begin a model's folder
 
     def holding(self, digest: str) -> Holding | None:
         """What other members may read of a model: nothing of one that no stage here needed."""
@@ -80,9 +81,13 @@ class Library:
             self._held[model.digest] = Whole(folder.path, headers)
             return folder
         try:
-            parts = await self._parts(model)
-            if parts is None:
-                raise missing
+            # One after the other: two that begin the same folder would spoil it for each other, or
+            # the later one would put an empty one under what the earlier one fetches.
+            async with self._turn:
+                parts = await self._parts(model)
+                if parts is None:
+                    raise missing
+                self._held[model.digest] = parts
         except ParallaxError as error:
             if not is_hub_id(model.location):
                 raise
@@ -92,7 +97,6 @@ class Library:
             headers = await in_thread(lambda: blocks_of(folder_headers(folder.path)))
             self._held[model.digest] = Whole(folder.path, headers)
             return folder
-        self._held[model.digest] = parts
         return parts.folder
 
     async def fetch(

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from parallax.fabric.errors import DiskFull, ModelBroken, WeightsMissing
 from parallax.fabric.models import PARTS, open_folder
 from parallax.node import fetch as fetching
 from parallax.node.fetch import Line, describe
-from parallax.node.parts import Shelved
+from parallax.node.library import Library
+from parallax.node.parts import Parts, Shelved
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.weights import ModelWeights
-from tests.node.weights_room import LAYERS, LIMITS, Room, tensors, weights_room
+from tests.node.weights_room import LAYERS, LIMITS, Room, source, tensors, weights_room
 
 
 def spoiled(folder: Path, copy: Path) -> Path:
@@ -92,6 +94,48 @@ async def test_a_node_gives_on_what_it_fetched_and_nothing_else(make: Make) -> N
         layer = parts.size(tensors(0, 1))
         assert 0 < peer.sent <= 2 * layer
         assert peer.sent + room.scheduler.sent - before == 4 * layer
+
+
+async def test_a_stopped_fetch_closes_no_file_under_a_write(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    under_way = [0]
+    open_at_close: list[int] = []
+    write, close = Parts.write, Parts.close
+
+    def slow(self: Parts, file: str, block: int, data: memoryview) -> None:
+        under_way[0] += 1
+        writing.set()
+        go_on.wait(60)
+        write(self, file, block, data)
+        under_way[0] -= 1
+
+    def watched(self: Parts) -> None:
+        open_at_close.append(under_way[0])
+        close(self)
+
+    monkeypatch.setattr(Parts, "write", slow)
+    monkeypatch.setattr(Parts, "close", watched)
+    async with make() as room:
+        parts = await room.parts()
+        task = asyncio.create_task(room.fetch(parts, tensors(0, LAYERS)).run())
+        assert await asyncio.to_thread(writing.wait, 60)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert open_at_close == [0]
+    assert not parts._handles, "a write that came late opened a file again"
+
+
+async def test_two_who_look_for_the_same_model_begin_one_folder(make: Make) -> None:
+    async with make() as room:
+        library = Library(room.shelved._place.parent, LIMITS, room.scheduler.line)
+        await asyncio.gather(*(library.find(source(room.model)) for _ in range(4)))
+        assert isinstance(library.holding(room.model.digest), Parts)
+        await library.fetch(room.model.digest, tensors(0, 2), (), (), lambda done, total: None)
+        assert room.same(tensors(0, 2))
 
 
 async def test_what_a_stopped_fetch_left_is_not_fetched_again(make: Make) -> None:
