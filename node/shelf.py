@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, int, int]  # model digest, first layer, end layer
 Tell = Callable[[wire.NodeReport], None]
+Fetched = Callable[[int, int], None]  # bytes here, bytes needed
 
 PROGRESS_S = 0.1  # at most this often
 
@@ -129,6 +130,8 @@ class Shelf:
         key = key_of(stage)
         self._want_no_more(key)
         async with self._turn:
+            if key in self._wanted:
+                return  # a newer order wants it again
             held = self._stages.pop(key, None)
             if held is not None:
                 await self._compute.call(held[0].close)
@@ -178,16 +181,8 @@ class Shelf:
         while not isinstance(
             loaded := await self._compute.call(lambda: _step(steps), loads=True), Stage
         ):
-            if loaded and key in self._wanted:
-                keep = {digest for digest, *_ in self._stages}
-                fetch = self._library.fetch(stage.model.digest, loaded, sources, keep, fetched)
-                self._fetching[key] = asyncio.create_task(fetch)
-                try:
-                    await asyncio.wait({self._fetching[key]})
-                    if not self._fetching[key].cancelled():
-                        await self._fetching[key]
-                finally:
-                    self._fetching.pop(key).cancel()
+            if loaded:
+                await self._fetch(key, loaded, sources, fetched)
             if key not in self._wanted:
                 await self._compute.call(steps.close)
                 return None
@@ -202,6 +197,21 @@ class Shelf:
             blocks=loaded.takes_blocks,
         )
         return loaded, ready
+
+    async def _fetch(
+        self, key: Key, tensors: Iterable[str], sources: list[wire.StagePlace], told: Fetched
+    ) -> None:
+        """Until they are here, or nobody wants the stage any more; who does again begins again."""
+        while key in self._wanted:
+            keep = {digest for digest, *_ in self._stages}
+            fetch = self._library.fetch(key[0], tensors, sources, keep, told)
+            self._fetching[key] = fetching = asyncio.create_task(fetch)
+            try:
+                await asyncio.wait({fetching})
+                if not fetching.cancelled():
+                    return await fetching
+            finally:
+                self._fetching.pop(key).cancel()
 
     def _progress(self, stage: wire.StageRange, done: int, total: int, phase: str) -> None:
         progress = wire.LoadProgress(stage=stage, done_bytes=done, total_bytes=total, phase=phase)

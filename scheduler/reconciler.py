@@ -107,6 +107,7 @@ class _Holding:
     ready: dict[StageKey, wire.StageReady] = field(default_factory=dict)
     loading: dict[StageKey, wire.StageRange] = field(default_factory=dict)
     progress: dict[StageKey, wire.LoadProgress] = field(default_factory=dict)
+    dropped: set[StageKey] = field(default_factory=set)  # let go while they were being loaded
 
 
 @dataclass(slots=True)
@@ -185,6 +186,9 @@ class Reconciler:
             return []
         key = key_of(ready.stage)
         if key not in holding.ready and len(holding.ready) >= MOST_HELD:
+            return []
+        if key in holding.dropped:  # said before it read the order that takes the stage away
+            holding.dropped.discard(key)
             return []
         holding.loading.pop(key, None)
         holding.progress.pop(key, None)
@@ -372,6 +376,7 @@ class Reconciler:
         for key in [k for k in holding.ready if k not in wanted and k[0] == ring.model.digest]:
             load.instead_of.append(holding.ready.pop(key).stage)
         out = self._let_go({place.node_id})
+        holding.dropped.discard(_key(ring, place))
         load.sources.extend(self._sources(stage, place.node_id))
         holding.loading[_key(ring, place)] = stage
         return [*out, Order(place.node_id, wire.NodeOrder(load=load))]
@@ -400,6 +405,8 @@ class Reconciler:
             holding = self._nodes[node_id]
             for held in (holding.ready, holding.loading):
                 for key in [k for k in held if (node_id, k) not in wanted]:
+                    if held is holding.loading:
+                        holding.dropped.add(key)
                     entry = held.pop(key)
                     stage = entry.stage if isinstance(entry, wire.StageReady) else entry
                     unload = wire.NodeOrder(unload=wire.UnloadStage(stage=stage))

@@ -163,6 +163,18 @@ async def test_a_load_lets_other_work_in_between_and_can_be_given_up(
     await holder.load(0, LAYERS)
 
 
+async def test_a_stage_that_is_wanted_again_is_not_let_go_by_the_order_before(make: Make) -> None:
+    holder = make()
+    wanted = holder.range(0, LAYERS)
+    await asyncio.gather(
+        holder.shelf.load(wanted), holder.shelf.unload(wanted), holder.shelf.load(wanted)
+    )
+    assert holder.shelf.get(wanted) is not None
+    told = [report.WhichOneof("report") for report in holder.told]
+    assert told.count("ready") == 2
+    assert "progress" not in told[told.index("ready") :], "it was read twice"
+
+
 async def test_a_stage_that_was_prepared_is_checked_before_anyone_waits_for_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

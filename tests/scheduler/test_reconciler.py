@@ -270,3 +270,18 @@ def test_a_ring_that_is_wanted_no_more_ends_a_move_too() -> None:
     reconciler.want_none()
     assert reconciler.rings == []
     assert not reconciler.moving
+
+
+def test_a_stage_that_was_let_go_while_it_loaded_is_not_believed_to_be_there() -> None:
+    reconciler, ring = make(), ring_of()
+    reconciler.want(ring)
+    reconciler.retire(ring)
+    longer = Ring(MODEL, (Place("a", 0, 6), Place("c", 6, 8)))
+    assert orders(reconciler.want(longer)) == [("a", "unload"), ("a", "load"), ("c", "load")]
+    reconciler.stage_ready("a", ready(ring, 0))  # before it read that it is to let it go
+    reconciler.node_down("c")
+    again = ring_of()
+    assert ("a", "load") in orders(reconciler.want(again))
+    reconciler.stage_ready("b", ready(again, 1))
+    assert again.state is RingState.LOADING
+    assert reconciler.stage_ready("a", ready(again, 0)) == [NeedEpoch(again)]
