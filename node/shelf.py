@@ -209,7 +209,8 @@ class Shelf:
             try:
                 await asyncio.wait({fetching})
                 if not fetching.cancelled():
-                    return await fetching
+                    await fetching
+                    return
             finally:
                 self._fetching.pop(key).cancel()
 
