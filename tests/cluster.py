@@ -194,7 +194,8 @@ class Cluster:
             status = self.status()
             if condition(status):
                 return status
-            ended = [p for p in (self.scheduler, *self.nodes) if p.child.poll() is not None]
+            processes = (self.scheduler, *self.nodes)
+            ended = {p.child.pid: p.child.poll() for p in processes if p.child.poll() is not None}
             if time.monotonic() > deadline:
                 logs = "\n---\n".join(p.output for p in (self.scheduler, *self.nodes))
                 raise AssertionError(f"never: {json.dumps(status, indent=1)}\n{ended}\n{logs}")
