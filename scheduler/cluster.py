@@ -53,7 +53,7 @@ from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.model_facts import ModelFacts
 from parallax.scheduler.planner import LinkFacts
 from parallax.scheduler.planning import Planning
-from parallax.scheduler.reconciler import Place, Ring
+from parallax.scheduler.reconciler import Place, Ring, RingState
 from parallax.scheduler.roster import Roster
 from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
@@ -153,6 +153,7 @@ class ClusterService:
         await self._ledger.recall()
         await self._wishes.recall()
         self._tasks.start(self._watch())
+        self._tasks.start(self._write_on())
         self._tasks.start(self.gate.keep_renewing())
         remembered = await self._store.choice()
         if self.settings.model is not None:
@@ -339,8 +340,9 @@ class ClusterService:
                 health = report.health
                 if not ring.seats(node_id, health.stage):
                     return
-                self._formation.stage_metrics.observe(health, self.name_of(node_id))
-                self._planning.observed.observe(health, ring)
+                if ring.state is RingState.READY:  # whose end is told
+                    self._formation.stage_metrics.observe(health, self.name_of(node_id))
+                    self._planning.observed.observe(health, ring)
                 if not member.starved:
                     self._busy(
                         node_id,
@@ -445,16 +447,30 @@ class ClusterService:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
             try:
                 self._tick(time.monotonic())
+                self.fence.tell()
+                self._metrics.turned_away("", self.tally.totals(time.monotonic()))
+                self._metrics.set_queue(self.requests.waiting, self.requests.running)
+                self._head_metrics.observe(self.requests.loads)
+                self._formation.stage_metrics.stale("scheduler", self.requests.refused)
+            except Exception:  # the watch must go on
+                log.exception("watching the members failed")
+
+    async def _write_on(self) -> None:
+        """Beside the watch: a slow disk must make nobody blind."""
+        failure = ""
+        while True:
+            await asyncio.sleep(self._limits.heartbeat_s / 2)
+            try:
                 await self.departures.cut_off(time.monotonic())
                 await self._wishes.remember()
                 await self._ledger.write(time.monotonic())
-            except Exception:  # the watch must go on
-                log.exception("watching the members failed")
-            self.fence.tell()
-            self._metrics.turned_away("", self.tally.totals(time.monotonic()))
-            self._metrics.set_queue(self.requests.waiting, self.requests.running)
-            self._head_metrics.observe(self.requests.loads)
-            self._formation.stage_metrics.stale("scheduler", self.requests.refused)
+                failure = ""
+            except ParallaxError as error:  # said once, and tried again
+                if error.sentence != failure:
+                    log.warning("what the scheduler remembers is not written: %s", error.sentence)
+                failure = error.sentence
+            except Exception:
+                log.exception("writing down what the scheduler remembers failed")
 
     def _tick(self, now: float) -> None:
         self._follow(self.members.tick(now))

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from parallax.fabric.errors import ModelTooBig
+from parallax.fabric.errors import ModelTooBig, ParallaxError
 from parallax.scheduler.formation import Formation
-from parallax.scheduler.leaving import Leaving, find_node
+from parallax.scheduler.leaving import Departure, Leaving, find_node
 from parallax.scheduler.planning import Change
 from parallax.scheduler.reconciler import Ring, RingState
 from parallax.scheduler.roster import Roster
@@ -63,12 +63,12 @@ class Departures:
         Raises:
             UnknownNode: no node is meant, or more than one.
             ModelTooBig: the model does not fit without it, and ``force`` is not set.
+            BadSetting: it could not be written down, and is not done.
         """
         node_id, name = self._found(word)
         if not force:
             self._check(node_id, name)
-        self._leaving.drain(node_id, name, forced=force)
-        await self._write()
+        await self._write_down(node_id, self._leaving.drain(node_id, name, forced=force))
         self.tick(time.monotonic())
         return node_id
 
@@ -79,8 +79,9 @@ class Departures:
             UnknownNode: no node is meant, or more than one.
         """
         node_id, _ = self._found(word)
-        if self._leaving.take_back(node_id):
-            await self._write()
+        before = self._leaving.take_back(node_id)
+        if before is not None:
+            await self._write_down(node_id, before)
             self._wishes.plan()
         return node_id
 
@@ -90,12 +91,13 @@ class Departures:
         Raises:
             UnknownNode: no node is meant, or more than one.
             ModelTooBig: the model does not fit without it, and ``force`` is not set.
+            BadSetting: it could not be written down, and is not done.
         """
         node_id, name = self._found(word)
         if not force:
             self._check(node_id, name)
-        self._leaving.remove(node_id, name, time.monotonic(), forced=force)
-        await self._write()
+        before = self._leaving.remove(node_id, name, time.monotonic(), forced=force)
+        await self._write_down(node_id, before)
         self.tick(time.monotonic())
         await self.cut_off(time.monotonic())
         return node_id
@@ -127,7 +129,9 @@ class Departures:
         """Sends away who has nothing to hand over any more, or no time left."""
         reconciler = self._formation.reconciler
         for node_id in self._leaving.due(reconciler.busy_nodes(), now):
-            name = self._leaving.names()[node_id]
+            name = self._leaving.names().get(node_id)
+            if name is None:
+                continue  # it was sent away meanwhile
             for ring in [ring for ring in reconciler.rings if node_id in ring.nodes]:
                 self._formation.do(reconciler.retire(ring))
             await self._send_away(node_id, name)
@@ -181,6 +185,18 @@ class Departures:
         names |= self._leaving.names()
         node_id = find_node(word, names)
         return node_id, names[node_id]
+
+    async def _write_down(self, node_id: str, before: Departure | None) -> None:
+        """Writes what was asked of a node; what cannot be written is not done either.
+
+        Raises:
+            BadSetting: it could not be written down.
+        """
+        try:
+            await self._write()
+        except ParallaxError:
+            self._leaving.restore(node_id, before)
+            raise
 
     async def _write(self) -> None:
         await self._store.keep(NOTE, self._leaving.told())

@@ -44,19 +44,32 @@ class Leaving:
         known = self._departures
         return all(known[node_id].forced for node_id in nodes if node_id in known)
 
-    def drain(self, node_id: str, name: str, *, forced: bool = False) -> None:
-        """This node is to have no layers; a removal stays one."""
-        before = self._departures.get(node_id, Departure(name))
+    def drain(self, node_id: str, name: str, *, forced: bool = False) -> Departure | None:
+        """This node is to have no layers; a removal stays one. Returns what was asked before."""
+        asked = self._departures.get(node_id)
+        before = asked or Departure(name)
         forced = forced or before.forced
         self._departures[node_id] = Departure(name, forced, before.removed, before.until)
+        return asked
 
-    def remove(self, node_id: str, name: str, now: float, *, forced: bool = False) -> None:
-        """This node is to go for good."""
+    def remove(
+        self, node_id: str, name: str, now: float, *, forced: bool = False
+    ) -> Departure | None:
+        """This node is to go for good. Returns what was asked before."""
+        before = self._departures.get(node_id)
         self._departures[node_id] = Departure(name, forced, True, now + REMOVE_S)
+        return before
 
-    def take_back(self, node_id: str) -> bool:
-        """This node may have layers again; False when nothing was asked of it."""
-        return self._departures.pop(node_id, None) is not None
+    def take_back(self, node_id: str) -> Departure | None:
+        """This node may have layers again; None when nothing was asked of it."""
+        return self._departures.pop(node_id, None)
+
+    def restore(self, node_id: str, before: Departure | None) -> None:
+        """What was asked last of this node was not: this holds again."""
+        if before is None:
+            self._departures.pop(node_id, None)
+        else:
+            self._departures[node_id] = before
 
     def due(self, busy: Collection[str], now: float) -> list[str]:
         """Removed nodes that have no layers any more, or whose time is over."""

@@ -71,6 +71,7 @@ class Wishes:
         self._retries: dict[str, float] = {}  # when a node that could not load tries again
         self._told: ParallaxError | None = None  # of such a node
         self._changed = False  # another number of stages is asked for than rings were made for
+        self._unwritten = False  # whether other rings serve than the disk says
 
     # ------------------------------------------------------------------ memory
 
@@ -83,7 +84,10 @@ class Wishes:
         rings = self._reconciler.rings
         settled = rings and all(ring.state is RingState.READY for ring in rings)
         if settled and not self._reconciler.moving and self._layouts.served(rings):
+            self._unwritten = True
+        if self._unwritten:  # also what a full disk did not take the last time
             await self._store.keep(NOTE, self._layouts.told())
+            self._unwritten = False
 
     def forget(self) -> None:
         """People asked for something else than what served in an earlier process."""
@@ -233,8 +237,8 @@ class Wishes:
 
     def _reconsider(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> bool:
         """Begins to move the rings that serve to better ones, if there are such."""
-        if self._layouts.awaited:
-            return False
+        if self._layouts.awaited.intersection(facts.node_id for facts in usable):
+            return False  # soon over; those of whom nobody comes at all hold up nothing
         rings, paths = self._reconciler.rings, self._roster.paths
         change = self._planning.change(chosen, usable, paths, rings, now)
         if change is not None:
