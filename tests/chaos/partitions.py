@@ -15,7 +15,7 @@ from typing import Any
 from tests.chaos.arena import NODE_MEMORY, QUIET
 from tests.chaos.history import History
 from tests.cluster import Process
-from tests.network.namespaces import Machine, network
+from tests.network.namespaces import Machine, network, shape
 
 NOBODY = "02:00:00:00:00:01"  # a hardware address that no machine has
 
@@ -104,11 +104,10 @@ class Room:
     def slowed(self, machine: Machine, bits_s: int, queue_s: float) -> Iterator[None]:
         """A machine's cable carries so much, each way, behind queues that hold so many seconds."""
         ends = ((machine.namespace, "eth0"), self._port(machine))
-        shape = ("tbf", "rate", f"{bits_s}bit", "burst", "4kb", "latency", f"{queue_s}s")
         with ExitStack() as stack:
             for namespace, device in ends:
                 where = ("dev", device, "root")
-                _tc("-n", namespace, "qdisc", "add", *where, *shape)
+                _tc("-n", namespace, "qdisc", "add", *where, *shape(bits_s, queue_s))
                 stack.callback(_tc, "-n", namespace, "qdisc", "del", *where)
             yield
 

@@ -48,9 +48,35 @@ def missing() -> str | None:
     return None
 
 
-def require() -> None:
-    """Skips where there can be no namespaces; in CI that is a failure."""
-    reason = missing()
+def cannot_shape() -> str | None:
+    """Why links cannot be made slow here; None if they can."""
+    if shutil.which("tc") is None:
+        return "slow links need tc(8), Debian's iproute2"
+    trial = f"plx-{secrets.token_hex(3)}"
+    _ip("netns", "add", trial)
+    try:
+        subprocess.run(
+            ["tc", "-n", trial, "qdisc", "add", "dev", "lo", "root", *shape(256_000, 0.4)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except subprocess.CalledProcessError as error:
+        return f"this machine's kernel shapes no traffic (sch_tbf): {error.stderr.strip()}"
+    finally:
+        _ip("netns", "del", trial)
+    return None
+
+
+def shape(bits_s: int, queue_s: float) -> tuple[str, ...]:
+    """What tells ``tc`` of a link of so many bits, behind a queue that holds so many seconds."""
+    return ("tbf", "rate", f"{bits_s}bit", "burst", "4kb", "latency", f"{queue_s}s")
+
+
+def require(*, slow: bool = False) -> None:
+    """Skips where there can be no namespaces, or no ``slow`` links; in CI that is a failure."""
+    reason = missing() or (cannot_shape() if slow else None)
     if reason is None:
         return
     if os.environ.get("CI"):
