@@ -260,11 +260,12 @@ def memory(settings: SchedulerSettings) -> Iterator[Check]:
 
 def open_files(settings: SchedulerSettings) -> Iterator[Check]:
     """How many connections and files a process may have."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = 0 <= soft < FEW_FILES
+    # A process raises the soft limit to the hard one by itself (``serving.py``).
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = 0 <= hard < FEW_FILES
     yield Check(
         "open files",
         Grade.WARN if few else Grade.OK,
-        "no limit" if soft < 0 else f"at most {soft}",
-        f"Raise it: ulimit -n {4 * FEW_FILES}" if few else "",
+        "no limit" if hard < 0 else f"at most {hard}",
+        f"Raise the hard limit, as root: ulimit -Hn {4 * FEW_FILES}" if few else "",
     )

@@ -87,7 +87,7 @@ def revoke(
     ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
-    """Ends a key: requests with it are refused from now on."""
+    """Ends a key: what runs with it ends, and requests with it are refused from now on."""
     client_of(locals()).send("DELETE", f"/admin/keys/{quote(key_id, safe='')}")
     typer.echo(f"{key_id} is revoked")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from parallax.fabric.errors import KeyLimited, KeyRefused, UnknownKey
@@ -79,7 +80,7 @@ def digest_of(secret: str) -> str:
 class Holder:
     """A key in use: what it may do, what runs under it, and what it used."""
 
-    __slots__ = ("_begun_s", "_fresh", "record", "revoked", "running")
+    __slots__ = ("_begun_s", "_fresh", "_watchers", "record", "revoked", "running")
 
     def __init__(self, record: KeyRecord) -> None:
         self.record = record
@@ -87,6 +88,7 @@ class Holder:
         self.running = 0
         self._begun_s: deque[float] = deque()  # when the requests of the last minute began
         self._fresh = Usage()  # not written yet
+        self._watchers: set[Callable[[], None]] = set()
 
     @property
     def id(self) -> str:
@@ -134,6 +136,23 @@ class Holder:
         """A request that began is over."""
         self.running -= 1
 
+    @contextmanager
+    def watched(self, revoked: Callable[[], None]) -> Iterator[None]:
+        """Tells ``revoked``, once, when the key counts no more while this is entered."""
+        self._watchers.add(revoked)
+        if self.revoked:
+            revoked()
+        try:
+            yield
+        finally:
+            self._watchers.discard(revoked)
+
+    def revoke(self) -> None:
+        """The key counts no more."""
+        self.revoked = True
+        for watcher in list(self._watchers):
+            watcher()
+
     def used(self, prompt_tokens: int, completion_tokens: int) -> None:
         """An answer took so many tokens."""
         self._fresh = self._fresh.plus(Usage(0, prompt_tokens, completion_tokens))
@@ -173,7 +192,7 @@ class KeyRing:
         """
         holder = self.get(key_id)
         del self._by_id[key_id], self._by_digest[holder.record.digest]
-        holder.revoked = True
+        holder.revoke()
         return holder
 
     def get(self, key_id: str) -> Holder:

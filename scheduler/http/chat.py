@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from aiohttp import web
 
-from parallax.fabric.errors import InternalError, ParallaxError, RingLost
+from parallax.fabric.errors import InternalError, KeyRefused, ParallaxError, RingLost
 from parallax.scheduler.http import errors, sse
 from parallax.scheduler.http.acceptance import Chat, accept
 from parallax.scheduler.http.flow import Arrival, Flow
@@ -65,11 +67,12 @@ async def _whole(request: web.Request, chat: Chat) -> web.StreamResponse:
     texts: list[list[str]] = [[] for _ in choices.answers]
     flow = chat.flow(request)
     try:
-        while choices.open:
-            for index, text, reason in choices.take(await _next(flow)):
-                texts[index].append(text)
-                if reason is not None:
-                    flow.drop(index)
+        with _while_key_counts(request, flow):
+            while choices.open:
+                for index, text, reason in choices.take(await _next(flow)):
+                    texts[index].append(text)
+                    if reason is not None:
+                        flow.drop(index)
     finally:
         await flow.close()
     value = chat.head("chat.completion") | {
@@ -91,12 +94,14 @@ async def _stream(request: web.Request, chat: Chat) -> web.StreamResponse:
     """The answer as it grows. Headers go out with the first event, so that 429 stays 429."""
     flow = chat.flow(request)
     try:
-        batch = await _next(flow)
+        with _while_key_counts(request, flow):
+            batch = await _next(flow)
         response = sse.response()
         await response.prepare(request)
         chat.started = True
         try:
-            await _write(response, chat, flow, batch)
+            with _while_key_counts(request, flow):
+                await _write(response, chat, flow, batch)
         except ConnectionError:
             raise  # nobody reads any more
         except Exception as error:
@@ -142,6 +147,18 @@ async def _next(flow: Flow) -> _Batch:
     if not batch and flow.ended:
         raise InternalError("The answer broke off", "The cluster gave no reason for its end")
     return batch
+
+
+@contextmanager
+def _while_key_counts(request: web.Request, flow: Flow) -> Iterator[None]:
+    """Ends the flow with an error when the request's key is revoked."""
+    holder = holder_of(request)
+    if holder is None:
+        yield
+        return
+    error = KeyRefused("The API key was revoked", "What runs under it ends with it")
+    with holder.watched(lambda: flow.fail(error)):
+        yield
 
 
 class _Silence:

@@ -65,6 +65,14 @@ class Flow:
         self._nudged = True
         self._wake()
 
+    def fail(self, error: Exception) -> None:
+        """Ends it at once: :meth:`ready` raises this, and what waits is not handed over."""
+        self._error = self._error or error
+        for pump in self._pumps:
+            pump.cancel()
+        self._events.clear()
+        self._wake()
+
     def drop(self, choice: int) -> None:
         """This choice needs no more events: close its generator."""
         self._pumps[choice].cancel()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.cli.canned import canned
@@ -57,3 +59,18 @@ def test_a_state_directory_that_cannot_be_made_fails(tmp_path: Path) -> None:
     done = parallax(tmp_path, *QUIET, "--state-dir", str(tmp_path / "file" / "state"))
     assert done.returncode == 1
     assert "fail  state: " in done.stdout
+
+
+def test_open_files_are_judged_by_what_a_process_can_give_itself() -> None:
+    script = (
+        "import resource as r\n"
+        "from parallax.cli.checks import open_files\n"
+        "_, hard = r.getrlimit(r.RLIMIT_NOFILE)\n"
+        "for limits in ((256, hard), (256, 512)):\n"
+        "    r.setrlimit(r.RLIMIT_NOFILE, limits)\n"
+        "    print([c.grade.value for c in open_files(None)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:2] == ["['ok']", "['warn']"]

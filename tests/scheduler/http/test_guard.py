@@ -186,6 +186,37 @@ async def test_a_status_stream_ends_when_its_key_is_revoked(says):
             assert got.content.at_eof()
 
 
+@pytest.mark.parametrize("begins", [True, False], ids=["streams", "waits"])
+@pytest.mark.parametrize("streams", [True, False], ids=["stream", "object"])
+async def test_an_answer_ends_when_its_key_is_revoked_and_others_go_on(says, streams, begins):
+    cluster, keys = says("a"), ring()
+    cluster.repeats = begins  # without an end
+    if not begins:
+        cluster.script.insert(0, asyncio.Event())
+    body = HELLO | {"stream": streams, "max_tokens": 1_000_000}
+    async with site(cluster, access=LOCKED, keys=keys) as here:
+        chat = here.url + "/v1/chat/completions"
+        posts = [
+            here.session.post(chat, json=body, headers={"Authorization": f"Bearer {key}"})
+            for key in ("px-use", "px-admin")
+        ]
+        asked, other = (asyncio.create_task(answer(post)) for post in posts)
+        await until(lambda: cluster.running == 2 and (cluster.yielded > 100 or not begins))
+        keys.revoke("key_use")
+        async with asyncio.timeout(20):
+            text = await asked
+        assert "invalid_api_key" in text
+        assert "[DONE]" not in text
+        await until(lambda: cluster.running == 1)
+        assert not other.done()
+        other.cancel()
+
+
+async def answer(post):
+    async with post as got:
+        return await got.text()
+
+
 async def test_a_foreign_name_is_told_421_whatever_it_asks(says):
     async with site(says("a"), access=Access(names=frozenset({"studio.local"}))) as here:
         for path in ("/", "/main.js", "/health", "/v1/models", "/none"):
