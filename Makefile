@@ -14,8 +14,9 @@ ifneq ($(HOME_OF_VENV),$(CURDIR))
 STALE := stale
 endif
 
-ALONE := tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz tests/node tests/scheduler \
-	$(wildcard tests/test_*.py)
+# What takes longest begins first: three minutes of soak, whose cluster may be as slow as it is.
+ALONE := tests/chaos/test_soak.py tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz \
+	tests/node tests/scheduler $(wildcard tests/test_*.py) tests/chaos/test_partitions.py
 
 .PHONY: help run test check bench chaos soak fuzz proto clean stale
 
@@ -33,7 +34,8 @@ help:
 run: .venv/run-installed
 	$(BIN)/parallax demo
 
-# Tests that start no cluster share the cores; the others, which do, have the machine to themselves.
+# Tests that start no cluster share the cores, with two files that bear it; the others, which start
+# one, have the machine to themselves.
 test: .venv/dev-installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ALONE)
 	$(BIN)/python -m pytest $(ALONE:%=--ignore=%)

@@ -1,4 +1,4 @@
-"""Two minutes of random kills, stops, drains, farewells and joins: nothing lost, nothing left."""
+"""Three minutes of random kills, stops, drains, farewells and joins: nothing lost, nothing left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.chaos.checker import check
 from tests.chaos.kills import Expected
 from tests.chaos.soak import run_soak
 
-SOAK_S = 120.0
+SOAK_S = 180.0
 
 
 @pytest.mark.timeout(600)
