@@ -31,12 +31,15 @@ Value = str | int | float | bytes | None
 
 _BUSY_S = 5.0
 
+# Epochs of a new file begin at the seconds since 2026: a file that was lost or moved away is behind
+# that (it issued fewer than one a second), and nodes that have outlived it take none that they know.
 # Each brings the file from the form before to its own; the first makes it. A migration may run
 # twice, when two processes open the file at once, and must then change nothing.
 _MIGRATIONS = (
     """
     CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-    INSERT OR IGNORE INTO counter (name, value) VALUES ('epoch', 0);
+    INSERT OR IGNORE INTO counter (name, value)
+        VALUES ('epoch', max(0, CAST(strftime('%s', 'now') AS INTEGER) - 1767225600));
     CREATE TABLE IF NOT EXISTS choice (
         one INTEGER PRIMARY KEY CHECK (one = 1), model TEXT NOT NULL, nodes INTEGER NOT NULL
     ) STRICT;
