@@ -99,6 +99,9 @@ class Journal:
         except OSError as error:  # a full disk must not end answers
             log.warning("the journal cannot be written: %s", error)
             self._unwritten = len(notes)
+        except Exception:  # what comes later is still worth writing
+            log.exception("entries cannot be written to the journal")
+            self._unwritten = len(notes)
 
 
 class BoundedFiles:
@@ -126,7 +129,7 @@ class BoundedFiles:
         self._file: BinaryIO | None = self._begin()
 
     def write(self, data: bytes) -> None:
-        """Writes at once.
+        """Writes at once, all of it or nothing.
 
         Raises:
             OSError: the disk is full, or the folder is gone.
@@ -135,7 +138,17 @@ class BoundedFiles:
             self.close()
         if self._file is None:
             self._file = self._begin()
-        self._file.write(data)
+        end = self._file.tell()
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            # Half a record would spoil all that come behind it.
+            try:
+                self._file.truncate(end)
+                self._file.seek(end)
+            except OSError:
+                self.close()
+            raise
         self._size += len(data)
 
     def close(self) -> None:
@@ -153,8 +166,20 @@ class BoundedFiles:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         file = os.fdopen(descriptor, "wb", buffering=0)
         self._size = 0
-        file.write(self._opening())
+        try:
+            _write_all(file, self._opening())
+        except OSError:
+            file.close()
+            self._path.unlink(missing_ok=True)  # else the next try moves the older ones on again
+            raise
         return file
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """A file without a buffer takes less than it is given, when the disk is nearly full."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def numbered(path: Path, number: int) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +192,39 @@ def test_a_journal_goes_on_in_further_files_and_keeps_the_last_ones(tmp_path: Pa
     assert b"".join(file.read_bytes()[6:] for file in files_of(path)) == b"".join(
         b"%10d" % number for number in range(68, 100)
     )
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Meanwhile a file takes so many bytes, as if the disk were full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_full_disk_took_half_of_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    files = BoundedFiles(path, lambda: b"begin ")
+    files.write(b"one ")
+    with room_for(12), pytest.raises(OSError):
+        files.write(b"two two ")
+    files.write(b"three")
+    files.close()
+    assert path.read_bytes() == b"begin one three"
+
+
+def test_a_full_disk_costs_no_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"before")
+    with room_for(3):
+        for _ in range(3):
+            with pytest.raises(OSError):
+                BoundedFiles(path, lambda: b"begin ")
+    BoundedFiles(path, lambda: b"begin ").close()
+    assert [file.read_bytes() for file in files_of(path)] == [b"before", b"begin "]
 
 
 def test_a_journal_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
