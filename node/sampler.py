@@ -24,6 +24,7 @@ from parallax.proto import wire_pb2 as wire
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _BANNED = -100.0  # OpenAI: a bias of -100 bans a token
+_COLDEST = 1e30  # of 1 / temperature: more makes -inf of every log-probability in float32
 _SMALLEST_TOP_P = 1e-9  # top-p of 0 means the likeliest token alone
 
 
@@ -88,7 +89,7 @@ class TokenChooser:
         logprobs = self._filter(logits - mx.logsumexp(logits))
         key = mx.random.key(counted_key(self._seed, self._position))
         noise = mx.random.gumbel(logprobs.shape, key=key)
-        return mx.argmax(logprobs * (1 / self._temperature) + noise)
+        return mx.argmax(logprobs * min(1 / self._temperature, _COLDEST) + noise)
 
     def choose_block(self, logits: mx.array, drafts: Sequence[int]) -> mx.array:
         """The next token, and the one after each of ``drafts``, lazily, shape [1 + drafts].

@@ -32,7 +32,7 @@ Value = str | int | float | bytes | None
 _BUSY_S = 5.0
 
 # Epochs of a new file begin at the seconds since 2026: a file that was lost or moved away is behind
-# that (it issued fewer than one a second), and nodes that have outlived it take none that they know.
+# that (it issued fewer than one a second), and nodes that outlive it take no epoch twice.
 # Each brings the file from the form before to its own; the first makes it. A migration may run
 # twice, when two processes open the file at once, and must then change nothing.
 _MIGRATIONS = (

@@ -209,7 +209,7 @@ def test_what_a_full_disk_took_half_of_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "j"
     files = BoundedFiles(path, lambda: b"begin ")
     files.write(b"one ")
-    with room_for(12), pytest.raises(OSError):
+    with room_for(12), pytest.raises(OSError, match="too large"):
         files.write(b"two two ")
     files.write(b"three")
     files.close()
@@ -221,7 +221,7 @@ def test_a_full_disk_costs_no_older_file(tmp_path: Path) -> None:
     path.write_bytes(b"before")
     with room_for(3):
         for _ in range(3):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match="too large"):
                 BoundedFiles(path, lambda: b"begin ")
     BoundedFiles(path, lambda: b"begin ").close()
     assert [file.read_bytes() for file in files_of(path)] == [b"before", b"begin "]

@@ -68,6 +68,12 @@ def test_a_low_temperature_sharpens_and_zero_is_the_first_of_the_likeliest() -> 
     assert set(cold) == {1}
 
 
+@pytest.mark.parametrize("temperature", [1e-20, 1e-39, 1e-300])
+def test_the_coldest_temperatures_draw_the_likeliest(temperature: float) -> None:
+    logits = mx.array([0.0, 1.0, 2.0, 0.5])
+    assert draw(logits, sampling(temperature=temperature), [], []) == 2
+
+
 def test_rows_of_a_batch_are_drawn_as_alone() -> None:
     several = [
         sampling(seed=1),
