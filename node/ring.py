@@ -136,25 +136,32 @@ class RingMember:
         """
         if self.count == 1:
             return
+        connected = False
         try:
             async with asyncio.timeout(self._limits.form_s):
                 await self._connect()
+                connected = True
                 await self._inbound.wait()
         except TimeoutError:
-            before = self._form.stages[self.index - 1]
             raise LinkBroken(
                 f"Ring {self.epoch} did not form",
                 f"stage {self.index} waited {self._limits.form_s:g} s for its neighbours",
                 "Check that the nodes reach each other: parallax doctor",
-                peer=before.node_id,
+                peer=self.before if connected else self._next.node_id,
             ) from None
 
+    @property
+    def _next(self) -> wire.StagePlace:
+        return self._form.stages[(self.index + 1) % self.count]
+
     async def _connect(self) -> None:
-        place = self._form.stages[(self.index + 1) % self.count]
+        place = self._next
+        # A neighbour that does not answer for so long is silent: others have waited already.
+        patience_s = min(self._limits.connect_s, self._limits.silence_s)
         self._channel, endpoint = await open_channel(
             list(place.endpoints),
             place.node_id,
-            limits=self._limits,
+            limits=self._limits.model_copy(update={"connect_s": patience_s}),
             credentials=self._credentials,
         )
         call = rpc.RingStub(self._channel).Flow()
@@ -202,7 +209,7 @@ class RingMember:
                 *(self.epoch, port, host, error),
             )
             return
-        self._sender = DataSender(connection, self.end)
+        self._sender = DataSender(connection, lambda error: self._link_ended(error, peer_id))
         if self._ended:
             self._sender.close()
 
@@ -278,7 +285,13 @@ class RingMember:
         return self._take(frame)
 
     def _data_ended(self, error: ParallaxError | None) -> None:
-        self.end(error or LinkBroken(f"The data connection to stage {self.index} ended"))
+        ended = LinkBroken(f"The data connection to stage {self.index} ended")
+        self._link_ended(error or ended, self.before)
+
+    def _link_ended(self, error: ParallaxError, peer_id: str) -> None:
+        if isinstance(error, LinkBroken):
+            error = LinkBroken(error.what, error.why, error.fix, peer=peer_id)
+        self.end(error)
 
     def _take(self, frame: wire.Frame) -> float | None:
         sane = 0 <= frame.slowest_s < MOST_FRAME_S  # NaN is neither

@@ -236,6 +236,7 @@ class Seats(rpc.RingServicer, rpc.HeadServicer):
                 LinkBroken(
                     f"The stream to stage {member.index} ended",
                     "the node before it closed it or is gone",
+                    peer=member.before,
                 )
             )
 

@@ -26,6 +26,7 @@ from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.tally import Tally
 from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.aside import Aside
 from parallax.scheduler.catalog import list_models
 from parallax.scheduler.choosing import Choosing
 from parallax.scheduler.chosen import Chosen
@@ -143,6 +144,8 @@ class ClusterService:
             self._send_away,
             self.gate.admitted,
         )
+        self._blame = self._formation.blame
+        self.aside = Aside(self._roster, self._formation, self._wishes, self._trouble, metrics)
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
 
@@ -318,6 +321,8 @@ class ClusterService:
         match report.WhichOneof("report"):
             case "heartbeat":
                 starved, name = report.heartbeat.starved, self.name_of(node_id)
+                if starved:  # what broke since it was last heard broke for that
+                    self._blame.excuse(node_id, member.heard_s - self._limits.silence_s)
                 self._formation.stage_metrics.stale(name, report.heartbeat.refused_frames)
                 self._follow(self.members.heartbeat(member.stream, starved=starved, now=now))
                 if not starved:  # else nothing went on there, and it knows
@@ -335,7 +340,10 @@ class ClusterService:
                 if report.broken.fault.kind in _SENSELESS:
                     self._metrics.message_refused("frame")
                 error = of_node(self.name_of(node_id), from_fault(report.broken.fault))
-                self._formation.broke(report.broken.epoch, error)
+                self._formation.broke(report.broken.epoch, error, node_id)
+            case "broken":
+                error = of_node(self.name_of(node_id), from_fault(report.broken.fault))
+                self._blame.corrected(node_id, report.broken.epoch, error)
             case "health" if ring := self.reconciler.part_of(node_id, report.health.epoch):
                 health = report.health
                 if not ring.seats(node_id, health.stage):
@@ -382,6 +390,8 @@ class ClusterService:
             leaving = self.departures.state_of(node_id)
             if leaving is not None:
                 return leaving
+            if node_id in self._blame.aside:
+                return "aside"
         return member.state.value
 
     # --------------------------------------------------------------- decisions
@@ -392,6 +402,7 @@ class ClusterService:
             if isinstance(change, NodeArrived):
                 member = self.members.get(change.node_id)
                 budget = member.facts.budget_bytes if member else 0
+                self._blame.arrived(change.node_id, member.incarnation if member else 0)
                 self._do(self.reconciler.node_up(change.node_id, budget))
                 if self.chosen is not None:
                     self.chosen.failed.pop(change.node_id, None)
@@ -400,6 +411,7 @@ class ClusterService:
                 replan = True  # only now: what it holds it said before its first heartbeat
             elif isinstance(change, NodeSuspected):
                 log.warning("%s is silent: others take over", self.name_of(change.node_id))
+                self._blame.excuse(change.node_id)
                 self._without(change.node_id)
                 replan = True
             elif isinstance(change, NodeRecovered):
@@ -409,6 +421,7 @@ class ClusterService:
                 self._do(self.reconciler.node_down(change.node_id))
                 self._roster.gone(change)
                 self._setbacks.gone(change.node_id)
+                self._blame.excuse(change.node_id)
                 self._planning.observed.forget_node(change.node_id)
                 self._on_event(NodeLeft(name, change.reason))
                 replan = True
@@ -427,6 +440,7 @@ class ClusterService:
             self._trouble.over(StageStuck)
             self._wishes.plan()
             return
+        self._blame.excuse(node_id)
         self._without(node_id)
         self._wishes.plan()
         self._trouble.tell(hanging(self.name_of(node_id), busy_s))
@@ -484,4 +498,7 @@ class ClusterService:
         alive = {ring.epoch for ring in rings}
         for epoch in self._setbacks.overdue(alive, now):
             why = "a node has neither joined it nor said why"
-            self._formation.broke(epoch, LinkBroken(f"Ring {epoch} did not form", why))
+            silent = [n for r in rings if r.epoch == epoch for n in r.nodes if n not in r.joined]
+            error = LinkBroken(f"Ring {epoch} did not form", why)
+            self._formation.broke(epoch, error, silent=silent)
+        self.aside.tick(now)

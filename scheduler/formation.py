@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from parallax.fabric.errors import InternalError, ParallaxError
 from parallax.fabric.events import Event, Ready
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.blame import Blame
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.dispatch import Dispatcher
 from parallax.scheduler.journal import Journal
@@ -82,6 +83,7 @@ class Formation:
         self._speculation = speculation
         self._tasks = Tasks()
         self.setbacks = Setbacks(limits)
+        self.blame = Blame(limits)
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
         self.requests = Dispatcher(
@@ -166,13 +168,23 @@ class Formation:
         )
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
 
-    def broke(self, epoch: int, error: ParallaxError) -> None:
-        """A ring broke, or did not form: it forms anew."""
+    def broke(
+        self,
+        epoch: int,
+        error: ParallaxError,
+        reporter: str | None = None,
+        silent: Collection[str] = (),
+    ) -> None:
+        """A ring broke, or did not form: it forms anew. See :meth:`Blame.broke` for who says so."""
         ring = self.reconciler.by_epoch(epoch)
         if ring is None:
             return
         log.warning("ring %d broke: %s", epoch, error.sentence)
-        self.setbacks.broke(ring.nodes, epoch, time.monotonic())
+        now = time.monotonic()
+        if self.setbacks.steady(ring.nodes, now):
+            self.blame.served(ring.nodes)
+        self.blame.broke(ring.nodes, epoch, error, now, reporter=reporter, silent=silent)
+        self.setbacks.broke(ring.nodes, epoch, now)
         if self.setbacks.pause_s(ring.nodes):  # again and again: people should know
             self._trouble(error)
             self.ring_trouble = error

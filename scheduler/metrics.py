@@ -162,6 +162,12 @@ class Metrics:
             ["where"],
             registry=registry,
         )
+        self._aside = Counter(
+            "parallax_nodes_put_aside",
+            "Times that a node was put aside because rings with it broke again and again",
+            ["node"],
+            registry=registry,
+        )
         self._turned_away = Counter(
             "parallax_refused",
             "Connections and calls that were refused, by reason and by the node where it happened "
@@ -265,6 +271,10 @@ class Metrics:
     def message_refused(self, kind: str) -> None:
         """Something came that made no sense."""
         self._messages_refused.labels(kind).inc()
+
+    def put_aside(self, node: str) -> None:
+        """Rings do without this node for a while."""
+        self._aside.labels(node).inc()
 
     def turned_away(self, node: str, totals: Mapping[str, int]) -> None:
         """Who was turned away at a node since it started, by reason; it may have been restarted."""

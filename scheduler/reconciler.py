@@ -256,6 +256,10 @@ class Reconciler:
         """Whether rings are being put in the place of others."""
         return self._move is not None
 
+    def has_old(self, ring: Ring) -> bool:
+        """Whether a ring is to take the place of others that are still there."""
+        return self._move is not None and ring in self._move.new and bool(self._move.old)
+
     def held(self, node_id: str) -> list[wire.StageReady]:
         """The stages that a node holds or loads; of the latter, only the range is known."""
         holding = self._nodes.get(node_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from parallax.fabric.events import Loading
@@ -111,6 +112,7 @@ def _node(cluster: ClusterService, member: Member) -> dict[str, object]:
         "flops": facts.flops,
         "layers": [place.first, place.end] if place else None,
         "load": _load(progress),
+        "aside": None if gone else cluster.aside.told(facts.node_id, time.monotonic()),
     }
 
 

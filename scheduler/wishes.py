@@ -60,6 +60,7 @@ class Wishes:
         self._do = formation.do
         self._reconciler = formation.reconciler
         self._setbacks = formation.setbacks
+        self._blame = formation.blame
         self._trouble = trouble
         self._reload_s = reload_s
         self._barred = barred
@@ -113,7 +114,9 @@ class Wishes:
         try:
             rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes)
         except ModelTooBig as error:
-            if not busy:
+            if not busy and self._take_back():
+                self.plan()
+            elif not busy:
                 self.missing_bytes = int(error.fields.get("missing_bytes", 0))
                 self._trouble.tell(_without(error, chosen))
             return
@@ -191,6 +194,10 @@ class Wishes:
 
     def usable(self, chosen: Chosen) -> list[NodeFacts]:
         """The nodes that can be planned with."""
+        aside = self._blame.aside
+        return [facts for facts in self._fit(chosen) if facts.node_id not in aside]
+
+    def _fit(self, chosen: Chosen) -> list[NodeFacts]:
         members = self._roster.members.usable()
         known = [m.facts for m in members if m.state is NodeState.READY]
         barred = {*chosen.failed, *self._barred()}
@@ -217,6 +224,22 @@ class Wishes:
                 return Change(touched, [])
             raise
 
+    def can_be_without(self, ring: Ring, aside: Collection[str]) -> bool:
+        """Whether the model is still served, by as many rings, without a ring of these nodes."""
+        chosen = self.chosen
+        if chosen is None:
+            return False
+        if self._reconciler.has_old(ring):
+            return True
+        others = [other for other in self._reconciler.rings if other is not ring]
+        out = {*aside, *(node for other in others for node in other.nodes)}
+        pool = [facts for facts in self._fit(chosen) if facts.node_id not in out]
+        try:
+            self._planning.rings_for(chosen, pool, self._roster.paths, chosen.nodes)
+        except ModelTooBig:
+            return False
+        return True
+
     def has_room(self, ring: Ring, place: Place) -> bool:
         """Whether a node can hold a stage beside what it holds."""
         member = self._roster.members.get(place.node_id)
@@ -224,6 +247,14 @@ class Wishes:
             return False
         held = self._reconciler.held(place.node_id)
         return self._planning.has_room(self.chosen, place, held, member.facts.budget_bytes)
+
+    def _take_back(self) -> bool:
+        """Plans with those again that were put aside: without them nothing serves."""
+        back = [node_id for node_id in self._blame.aside if self._blame.take_back(node_id)]
+        if back:
+            names = ", ".join(self._roster.name_of(node_id) for node_id in sorted(back))
+            log.warning("%s: planned with again, for the model does not fit without", names)
+        return bool(back)
 
     def _take_up(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> None:
         """Goes on with rings that served before this process began, as far as they are whole."""
