@@ -90,7 +90,7 @@ class Aside:
         name = member.facts.name
         seconds = self._blame.put_aside(node_id, member.incarnation, judgement, now)
         what = f"{name} is put aside for {seconds:.0f} s"
-        why = f"rings with it broke {judgement.breaks} times in a row: {judgement.why}"
+        why = f"Rings with it broke {judgement.breaks} times in a row: {judgement.why}"
         fix = f"Others do its work meanwhile; 'parallax nodes undrain {name}' takes it back at once"
         kind = InternalError if judgement.work else LinkBroken
         error: ParallaxError = kind(what, why, fix)

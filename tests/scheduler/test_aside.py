@@ -1,0 +1,227 @@
+"""Nodes that are put aside and spares that take their place, with nodes that are only told of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallax.fabric.errors import InternalError, LinkBroken, ParallaxError, to_fault
+from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.cluster import ClusterService
+from tests.models import make_model
+from tests.scheduler.test_dispatch import Link
+from tests.scheduler.told import Node, running, until
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
+
+
+@pytest.fixture
+async def cluster(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ClusterService]:
+    """A cluster that is to serve a model which two nodes hold, and no single one does."""
+    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
+    async with running(tmp_path, silence_s=1000) as made:
+        await made.choose(str(model), 2, True)
+        yield made
+
+
+def attend(cluster: ClusterService, name: str, incarnation: int = 1) -> Node:
+    assert cluster.chosen is not None
+    facts = cluster.chosen.facts
+    whole = facts.weight_bytes + 4 * 4096 * facts.kv_bytes_per_token_per_layer
+    return Node(cluster, name, incarnation, budget_bytes=whole * 3 // 4).attend()
+
+
+class Room:
+    """Told nodes by name."""
+
+    def __init__(self, cluster: ClusterService, names: str) -> None:
+        self.cluster = cluster
+        self.nodes = {name: attend(cluster, name) for name in names}
+
+    @property
+    def ring(self) -> tuple[str, ...]:
+        (ring,) = self.cluster.reconciler.rings
+        return ring.nodes
+
+    async def serve(self) -> int:
+        """The ring's nodes load and join it; its epoch."""
+        for name in self.ring:
+            self.nodes[name].load_all()
+        return await self.join()
+
+    async def join(self) -> int:
+        (ring,) = self.cluster.reconciler.rings
+        await until(lambda: ring.state.value == "forming")
+        for name in ring.nodes:
+            self.nodes[name].report(joined=wire.RingJoined(epoch=ring.epoch))
+        assert ring.state.value == "ready"
+        return ring.epoch
+
+    def breaks(self, reporter: str, error: ParallaxError, epoch: int) -> None:
+        broken = wire.RingBroken(epoch=epoch, fault=to_fault(error))
+        self.nodes[reporter].report(broken=broken)
+
+    def speak(self, names: str) -> None:
+        """These have something to say after what happened, and the scheduler judges."""
+        for name in names:
+            self.nodes[name].report(heartbeat=wire.Heartbeat())
+        self.cluster._tick(time.monotonic())
+
+    async def break_twice(self, reporter: str, error: ParallaxError) -> None:
+        for _ in range(2):
+            (ring,) = self.cluster.reconciler.rings
+            self.breaks(reporter, error, ring.epoch)
+            await self.join()
+
+    def node(self, name: str) -> dict[str, Any]:
+        nodes: Any = self.cluster.status()["node_list"]
+        return next(node for node in nodes if node["name"] == name)
+
+
+def link(peer: str) -> LinkBroken:
+    return LinkBroken("The stream broke", peer=peer)
+
+
+async def test_a_node_whose_frames_fail_is_put_aside_and_a_spare_takes_its_layers(
+    cluster: ClusterService,
+) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    assert room.ring == ("a", "b")
+    await room.break_twice("b", InternalError("Stage 1 failed"))
+    room.speak("ac")
+    assert room.ring == ("a", "b"), "b has not spoken yet: it may have been killed"
+    room.speak("b")
+    assert set(room.ring) == {"a", "c"}
+    assert room.node("b")["state"] == "aside"
+    assert room.node("b")["aside"] == {"why": "Stage 1 failed", "seconds": 60}
+    assert room.node("a")["aside"] is None
+    assert "b is put aside for 60 s" in str(cluster.status()["problem"])
+    assert "broke 2 times in a row: Stage 1 failed" in str(cluster.status()["problem"])
+    assert b'parallax_nodes_put_aside_total{node="b"} 1.0' in cluster._metrics.page()
+    await room.serve()
+    cluster._wishes.look(time.monotonic() + 30)
+    assert set(room.ring) == {"a", "c"}, "nothing better is made of b"
+    assert len(room.nodes["b"].orders("unload")) == 1
+    cluster._tick(time.monotonic() + 61)
+    assert room.node("b")["state"] == "ready"
+    assert set(room.ring) == {"a", "c"}, "a spare again"
+    assert cluster.status()["problem"] is None
+
+
+async def test_of_two_that_do_not_reach_each_other_one_is_put_aside(
+    cluster: ClusterService,
+) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    await room.break_twice("a", link("b"))
+    room.speak("abc")
+    assert set(room.ring) == {"a", "c"}
+    assert room.node("b")["state"] == "aside"
+
+
+async def test_without_a_spare_the_same_nodes_try_again(cluster: ClusterService) -> None:
+    room = Room(cluster, "ab")
+    await room.serve()
+    for _ in range(2):
+        await room.break_twice("a", link("b"))
+        room.speak("ab")
+        assert room.ring == ("a", "b")
+    assert [room.node(name)["state"] for name in "ab"] == ["ready", "ready"]
+    room.nodes["c"] = attend(cluster, "c")
+    await room.break_twice("a", link("b"))
+    room.speak("abc")
+    assert set(room.ring) == {"a", "c"}, "now there is one"
+
+
+async def test_who_is_aside_is_planned_with_when_nothing_else_fits(
+    cluster: ClusterService,
+) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    await room.break_twice("a", link("b"))
+    room.speak("abc")
+    await room.serve()
+    cluster.node_lost("c", room.nodes["c"].link, "killed")
+    assert set(room.ring) == {"a", "b"}
+    assert room.node("b")["state"] == "ready"
+
+
+async def test_kills_are_nobodys_fault(cluster: ClusterService) -> None:
+    """Each time the survivor says twice that it has lost its neighbour, before it is seen gone."""
+    room = Room(cluster, "abc")
+    for spare in "defg":
+        await room.serve()
+        victim = room.ring[1]
+        await room.break_twice("a", link(victim))
+        room.speak("a")
+        cluster.node_lost(victim, room.nodes[victim].link, "killed")
+        room.nodes[spare] = attend(cluster, spare)
+        room.speak("a" + spare)
+        assert "a" in room.ring
+        assert room.node("a")["state"] == "ready"
+        assert victim not in room.ring
+    assert b"nodes_put_aside_total{" not in cluster._metrics.page()
+
+
+async def test_a_starved_node_is_not_put_aside(cluster: ClusterService) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    await room.break_twice("a", link("b"))
+    room.nodes["b"].report(heartbeat=wire.Heartbeat(starved=True))
+    room.speak("abc")
+    assert room.ring == ("a", "b")
+
+
+async def test_a_new_process_of_a_node_is_planned_with_at_once(cluster: ClusterService) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    await room.break_twice("b", InternalError("Stage 1 failed"))
+    room.speak("abc")
+    room.nodes["b"] = attend(cluster, "b")
+    assert room.node("b")["state"] == "aside", "the same one, over a new connection"
+    room.nodes["b"] = attend(cluster, "b", incarnation=2)
+    assert room.node("b")["state"] == "ready"
+
+
+async def test_people_may_take_a_node_back_before_its_time(cluster: ClusterService) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    await room.break_twice("b", InternalError("Stage 1 failed"))
+    room.speak("abc")
+    await cluster.departures.undrain("b")
+    assert room.node("b")["state"] == "ready"
+    await cluster.departures.drain("c")
+    assert set(room.ring) == {"a", "b"}
+
+
+async def test_a_drain_whose_new_ring_breaks_costs_the_ring_that_serves_nothing(
+    cluster: ClusterService,
+) -> None:
+    room = Room(cluster, "abc")
+    old = await room.serve()
+    await cluster.departures.drain("b")
+    (new,) = (ring for ring in cluster.reconciler.rings if ring.epoch != old)
+    assert set(new.nodes) == {"a", "c"}
+    for _ in range(2):
+        for name in new.nodes:
+            room.nodes[name].load_all()
+        await until(lambda: new.state.value == "forming")
+        room.breaks("c", link("a"), new.epoch)
+    room.speak("abc")
+    assert room.node("c")["state"] == "aside", "with a the ring that serves would be lost"
+    assert [ring.epoch for ring in cluster.reconciler.rings] == [old]
+    assert room.node("b")["state"] == "draining"
+    room.nodes["d"] = attend(cluster, "d")
+    room.speak("abcd")
+    assert cluster.reconciler.by_epoch(old) is not None
+    assert [set(ring.nodes) for ring in cluster.reconciler.rings] == [{"a", "b"}, {"a", "d"}]
