@@ -3,7 +3,7 @@
 SIGUSR1 ends the compute thread, SIGUSR2 has it hang for ``CHAOS_HANG_S`` seconds.
 ``CHAOS_WOUND`` names a file whose words say what is broken just now; without it nothing is:
 ``disk`` and ``memory`` when weights are read, once the first of them are there; ``frame`` in the
-next frame with tokens, after which the word is gone.
+next frame with tokens, after which the word is gone; ``frames-N`` in every frame of process N.
 """
 
 from __future__ import annotations
@@ -74,10 +74,13 @@ def _wounded_steps(
 
 
 class _WoundedRunner(Runner):
-    """Runs out of memory when a test says so."""
+    """Runs out of memory, or fails for good, when a test says so."""
 
     def run(self, frame: wire.Frame) -> wire.Frame:
-        if frame.tokens and "frame" in (wounds := _wounds()):
+        wounds = _wounds()
+        if f"frames-{os.getpid()}" in wounds:
+            raise ValueError("every frame fails here")
+        if frame.tokens and "frame" in wounds:
             wounds.remove("frame")
             Path(os.environ["CHAOS_WOUND"]).write_text(" ".join(wounds))
             raise RuntimeError(NO_MEMORY)

@@ -34,8 +34,14 @@ def histories() -> list[History]:
 
 
 @pytest.fixture(scope="module")
-def hurt(expected: Expected, histories: list[History]) -> Iterator[Arena]:
-    variables = {"CHAOS_HANG_S": f"{HANG_S}"}
+def wound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that says what is broken just now."""
+    return tmp_path_factory.mktemp("faults") / "wound"
+
+
+@pytest.fixture(scope="module")
+def hurt(expected: Expected, histories: list[History], wound: Path) -> Iterator[Arena]:
+    variables = {"CHAOS_HANG_S": f"{HANG_S}", "CHAOS_WOUND": str(wound)}
     with arena(expected.model, module=FAULTY, variables=variables) as made:
         yield made
         made.cluster.stop()
@@ -124,6 +130,27 @@ def test_a_compute_thread_that_hangs_is_noticed_by_its_own_measure_and_others_ta
     assert wrong == ""
     assert 5 < history.pause_s < HANG_S - 3, "not its own deadline ended it"
     hurt.wait_whole(2, 1)  # and when it goes on, it is a spare again
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_node_whose_frames_all_fail_is_put_aside_and_a_spare_takes_its_layers(
+    stage: int, hurt: Arena, expected: Expected, histories: list[History], wound: Path
+) -> None:
+    hurt.wait_whole(2, 1)
+    name = hurt.stage(stage)
+    victim = hurt.processes[name]
+    history, wrong = run_disturbed(hurt, expected, lambda: wound.write_text(f"frames-{victim.pid}"))
+    histories.append(history)
+    assert wrong == ""
+    assert history.pause_s < 10, "it was tried too often"
+    status = hurt.cluster.status()
+    states = {node["name"]: node["state"] for node in status["node_list"]}
+    assert [n for n in hurt.processes if states[n] == "aside"] == [name], "the other was blamed"
+    assert name not in [place["name"] for place in status["rings"][0]["stages"]]
+    hurt.cluster.scheduler.wait_for(f"{name} is put aside .*every frame fails here", 10)
+    hurt.kill(name)
+    hurt.join(module=FAULTY)
+    hurt.wait_whole(2, 1)
 
 
 async def replay(
