@@ -14,7 +14,7 @@ from rich.console import Console
 from parallax.cli import flags
 from parallax.cli.client import ClusterClient, cluster_status, connect
 from parallax.cli.console import configure_logging, printable
-from parallax.cli.tables import absent_table, nodes_table, pending_table
+from parallax.cli.tables import absent_table, aside_lines, nodes_table, pending_table
 from parallax.fabric.settings import ClientSettings, load
 
 group = typer.Typer(invoke_without_command=True)
@@ -67,6 +67,8 @@ def listing(
     console = Console(highlight=False)
     if nodes:
         console.print(nodes_table(nodes))
+        for line in aside_lines(nodes):
+            console.print(line)
     else:
         typer.echo("No nodes yet. On another machine type:")
         typer.echo(f"  {printable(str(status.get('node_join_command', 'parallax join')))}")
@@ -147,7 +149,7 @@ def undrain(
     ca_file: flags.CaFile = None,
     log_level: flags.LogLevel = None,
 ) -> None:
-    """Lets a drained node have layers again (also: resume)."""
+    """Lets a node have layers again that was drained, or put aside (also: resume)."""
     client = client_of(locals())
     _, name = leave(client, node, "undrain", force=False)
     typer.echo(f"{name} may have layers again")

@@ -18,6 +18,7 @@ STATE_STYLE = {
     "draining": "yellow",
     "removing": "yellow",
     "drained": "cyan",
+    "aside": "yellow",
     "gone": "red",
 }
 
@@ -41,6 +42,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         parts.append(head)
     nodes = status.get("node_list") or []
     parts.append(nodes_table(nodes) if nodes else Text("No nodes yet"))
+    parts += aside_lines(nodes)
     pending = status.get("pending_nodes") or []
     if pending:
         parts.append(Text(f"{len(pending)} waiting to be let in:", style="yellow"))
@@ -80,6 +82,19 @@ def nodes_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
             Text(short_id(str(node.get("node_id", "")))),
         )
     return table
+
+
+def aside_lines(nodes: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Why nodes are put aside, and for how long."""
+    return [
+        Text(
+            f"{printable(str(node.get('name', '?')))} is put aside for "
+            f"{aside.get('seconds', '?')} s more. {printable(str(aside.get('why', '')))}",
+            style="yellow",
+        )
+        for node in nodes
+        if isinstance(aside := node.get("aside"), Mapping)
+    ]
 
 
 def pending_table(nodes: Sequence[Mapping[str, Any]]) -> Table:

@@ -88,11 +88,13 @@ class Aside:
         if member is None:
             return
         name = member.facts.name
-        seconds = self._blame.put_aside(node_id, member.incarnation, judgement, now)
+        work, reporter = judgement.work, judgement.reporter
+        said = f"{self._roster.name_of(reporter)} said: " if reporter is not None else ""
+        why = f"Rings with it broke {judgement.breaks} times in a row; {said}{judgement.why}"
+        seconds = self._blame.put_aside(node_id, member.incarnation, why, now, work=work)
         what = f"{name} is put aside for {seconds:.0f} s"
-        why = f"Rings with it broke {judgement.breaks} times in a row: {judgement.why}"
         fix = f"Others do its work meanwhile; 'parallax nodes undrain {name}' takes it back at once"
-        kind = InternalError if judgement.work else LinkBroken
+        kind = InternalError if work else LinkBroken
         error: ParallaxError = kind(what, why, fix)
         log.warning("%s", error.sentence)
         self._metrics.put_aside(name)

@@ -42,6 +42,7 @@ class _Break:
     work: bool  # frames failed, not links
     at_s: float
     why: str
+    reporter: str | None
     hearsay: bool  # the head knows more: its stream to the scheduler ends with its ring
     cleared: set[str] = field(default_factory=set)  # suspects that it was not
 
@@ -67,6 +68,7 @@ class Judgement:
     breaks: int
     why: str
     work: bool
+    reporter: str | None = None  # of the last break; None: the scheduler noticed
 
 
 class Blame:
@@ -100,7 +102,7 @@ class Blame:
         suspects = tuple(silent) or suspects_of(nodes, reporter, error)
         work = reporter is not None and is_work(error)
         hearsay = reporter is None and not silent
-        broken = _Break(epoch, nodes, suspects, work, now, error.what, hearsay)
+        broken = _Break(epoch, nodes, suspects, work, now, error.what, reporter, hearsay)
         self._breaks.append(broken)
         if self._in_a_row(nodes) >= ENOUGH:
             self._open.setdefault(nodes, now)
@@ -110,7 +112,8 @@ class Blame:
         for broken in self._breaks:
             if broken.epoch == epoch and broken.hearsay and reporter == broken.nodes[0]:
                 broken.suspects = suspects_of(broken.nodes, reporter, error)
-                broken.work, broken.why, broken.hearsay = is_work(error), error.what, False
+                broken.work, broken.why = is_work(error), error.what
+                broken.reporter, broken.hearsay = reporter, False
 
     def excuse(self, node_id: str, since: float | None = None) -> None:
         """What became of a node's rings (since then) has another cause, and is held against none.
@@ -155,14 +158,18 @@ class Blame:
             suspects = self._suspects(last)
             if suspects:
                 breaks = self._in_a_row(nodes)
-                judged.append(Judgement(nodes, suspects, breaks, last.why, last.work))
+                judged.append(
+                    Judgement(nodes, suspects, breaks, last.why, last.work, last.reporter)
+                )
         return judged
 
     def instead(self, node_id: str) -> frozenset[str]:
         """Who would be aside after this node was put aside: those whom it excuses are not."""
         return (self.aside - self._excused_by(node_id)) | {node_id}
 
-    def put_aside(self, node_id: str, incarnation: int, judgement: Judgement, now: float) -> float:
+    def put_aside(
+        self, node_id: str, incarnation: int, why: str, now: float, *, work: bool = False
+    ) -> float:
         """A node is not planned with from now on. Returns for how many seconds."""
         for other in self._excused_by(node_id):
             self.take_back(other)
@@ -172,9 +179,7 @@ class Blame:
         before = self._absences.get(node_id)
         times = 1 + (before.times if before else 0)
         seconds = float(min(LONGEST_S, self._limits.aside_s * 2.0 ** min(times - 1, 16)))
-        self._absences[node_id] = _Absence(
-            incarnation, times, now + seconds, judgement.why, judgement.work
-        )
+        self._absences[node_id] = _Absence(incarnation, times, now + seconds, why, work)
         return seconds
 
     def take_back(self, node_id: str) -> bool:

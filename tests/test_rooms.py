@@ -21,6 +21,7 @@ PURE = [
     "node/conductor.py",
     "scheduler/admission.py",
     "scheduler/api_keys.py",
+    "scheduler/blame.py",
     "scheduler/http/access.py",
     "scheduler/lifecycle.py",
     "scheduler/membership.py",

@@ -3,7 +3,7 @@
 import { byId, make, say, sayOrHide } from "./dom.js";
 import { json } from "./stream.js";
 
-const LEAVING = ["draining", "drained", "removing"];
+const WITHOUT_LAYERS = ["draining", "drained", "removing", "aside"];
 
 /** The menu of one node; `updateMenu` tells it how the node stands. */
 export function makeMenu(node) {
@@ -24,7 +24,7 @@ export function makeMenu(node) {
 export function updateMenu(menu, node) {
   const [summary, choices] = menu.children;
   const [drain] = choices.children;
-  const leaves = LEAVING.includes(node.state);
+  const leaves = WITHOUT_LAYERS.includes(node.state);
   menu.hidden = node.state === "gone";
   summary.ariaLabel = `Menu of ${node.name}`;
   drain.dataset.verb = leaves ? "undrain" : "drain";

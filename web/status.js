@@ -178,6 +178,7 @@ function updateNode(element, node) {
   say(name, node ? node.name : "Waiting for a node");
   say(facts, node ? `${node.chip} · ${bytes(node.memory_bytes)}` : "");
   say(doing, node ? activity(node) : "");
+  doing.title = node?.aside ? node.aside.why : "";
   if (menu) updateMenu(menu, node);
   name.title = node ? `${node.node_id}\n${bytes(node.budget_bytes)} for weights and caches` : "";
 }
@@ -188,6 +189,7 @@ const mood = (node) => (node.load && node.load.fraction < 1 ? "loading" : node.s
 function activity(node) {
   if (node.state === "suspect") return "not answering";
   if (node.state === "gone") return "gone";
+  if (node.state === "aside") return "put aside";
   if (node.load && node.load.fraction < 1) {
     return `${node.load.phase || "loading"} ${percent(node.load.fraction)}`;
   }

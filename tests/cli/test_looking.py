@@ -36,6 +36,19 @@ def test_status_shows_model_nodes_rings_and_requests(tmp_path: Path) -> None:
     assert "1 running, 2 waiting" in done.stdout
 
 
+def test_a_node_that_is_put_aside_says_why_and_for_how_long(tmp_path: Path) -> None:
+    aside = {"why": "Rings with it broke 2 times in a row; attic said: \x1b[2Jgone", "seconds": 41}
+    node = {"name": "studio", "state": "aside", "aside": aside}
+    with canned() as cluster:
+        told = {**STATUS, "node_list": [node, {"name": "attic", "state": "ready", "aside": None}]}
+        cluster.answers["/cluster/status_json"] = (200, message(told))
+        for verb in ("status", "nodes"):
+            shown = " ".join(parallax(tmp_path, verb, "--url", cluster.url).stdout.split())
+            assert "studio is put aside for 41 s more. Rings with it broke 2 times" in shown
+            assert shown.count("put aside") == 1
+            assert "\x1b" not in shown
+
+
 def test_what_others_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
     with canned() as cluster:
         for verb in ("status", "nodes"):

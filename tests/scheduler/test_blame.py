@@ -64,8 +64,7 @@ class Room:
         return self.blame.due(self.heard)
 
     def put(self, node: str, incarnation: int = 1) -> float:
-        judgement = Judgement(AB, (node,), 2, "it broke", work=False)
-        return self.blame.put_aside(node, incarnation, judgement, self.now)
+        return self.blame.put_aside(node, incarnation, "it broke", self.now)
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def test_one_break_is_nobodys_fault_and_two_in_a_row_are_judged_once(room: Room)
 def test_a_node_whose_frames_fail_is_the_only_suspect(room: Room) -> None:
     room.breaks(AB, "b", FAILED, times=2)
     (judgement,) = room.judgements()
-    assert judgement == Judgement(AB, ("b",), 2, "Stage 1 failed", work=True)
+    assert judgement == Judgement(AB, ("b",), 2, "Stage 1 failed", work=True, reporter="b")
 
 
 def test_breaks_of_other_rings_do_not_count(room: Room) -> None:
@@ -259,7 +258,7 @@ def test_two_that_are_aside_for_their_own_faults_excuse_nobody(room: Room) -> No
 def test_what_fails_on_one_node_after_another_is_no_nodes_fault(room: Room) -> None:
     room.breaks(AB, "b", FAILED, times=2)
     (judgement,) = room.judgements()
-    room.blame.put_aside("b", 1, judgement, room.now)
+    room.blame.put_aside("b", 1, judgement.why, room.now, work=judgement.work)
     room.breaks(("a", "c"), "c", FAILED, times=2)
     assert room.judge() == []
     assert room.blame.aside == frozenset(), "one request would have them all put aside"
@@ -269,7 +268,7 @@ def test_refused_frames_lead_to_the_one_that_is_always_there(room: Room) -> None
     room.breaks(AB, "b", REFUSED, times=2)
     (judgement,) = room.judgements()
     assert judgement.suspects == AB
-    room.blame.put_aside("a", 1, judgement, room.now)
+    room.blame.put_aside("a", 1, judgement.why, room.now, work=judgement.work)
     room.breaks(("c", "b"), "b", REFUSED, times=2)
     assert room.judge() == [("b",)]
     assert room.blame.instead("b") == {"b"}

@@ -173,12 +173,14 @@ def test_loading_and_trouble_are_shown_as_they_are_told(page: Page, cluster: Clu
     page.route("**/cluster/status", lambda route: route.abort())  # what is shown comes from here
     page.goto(cluster.url)
     gone = NODE | {"node_id": "b", "name": "mini", "state": "gone", "load": None, "layers": None}
+    why = "Rings with it broke 2 times in a row"
+    aside = gone | {"node_id": "c", "name": "old", "state": "aside", "aside": {"why": why}}
     status = {
         "status": "waiting",
         "model_name": "tiny",
         "init_nodes_num": 2,
         "need_more_nodes": True,
-        "node_list": [NODE, gone],
+        "node_list": [NODE, gone, aside],
         "model": {"name": "tiny", "layers": 3, "context_tokens": 2048, "weight_bytes": 5 << 20},
         "rings": [
             {
@@ -203,6 +205,8 @@ def test_loading_and_trouble_are_shown_as_they_are_told(page: Page, cluster: Clu
     rows = page.locator(".node .doing")
     expect(rows.nth(0)).to_have_text("reading 25%")
     expect(rows.nth(1)).to_have_text("gone")
+    expect(rows.nth(2)).to_have_text("put aside")
+    expect(rows.nth(2)).to_have_attribute("title", why)
     expect(page.locator(".node strong").nth(0)).to_have_text("<b>studio</b>")
     expect(page.locator(".ring .facts")).to_have_text("Forming · 2 waiting")
     bar = page.locator(".bar")
