@@ -130,7 +130,10 @@ async def test_of_two_that_do_not_reach_each_other_one_is_put_aside(
     assert room.node("b")["state"] == "aside"
 
 
-async def test_without_a_spare_the_same_nodes_try_again(cluster: ClusterService) -> None:
+async def test_without_a_spare_the_same_nodes_try_again(
+    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.setbacks.FIRST_PAUSE_S", 0.01)
     room = Room(cluster, "ab")
     await room.serve()
     for _ in range(2):
