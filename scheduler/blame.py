@@ -173,9 +173,10 @@ class Blame:
         """A node is not planned with from now on. Returns for how many seconds."""
         for other in self._excused_by(node_id):
             self.take_back(other)
-            for broken in self._breaks:
-                if node_id in broken.suspects:
-                    broken.cleared.add(other)
+        strikes = self._strikes(node_id)
+        if len({frozenset(broken.suspects) for broken in strikes}) > 1:  # with several others
+            for broken in strikes:
+                broken.cleared.update(set(broken.suspects) - {node_id})
         before = self._absences.get(node_id)
         times = 1 + (before.times if before else 0)
         seconds = float(min(LONGEST_S, self._limits.aside_s * 2.0 ** min(times - 1, 16)))

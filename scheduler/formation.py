@@ -181,8 +181,6 @@ class Formation:
             return
         log.warning("ring %d broke: %s", epoch, error.sentence)
         now = time.monotonic()
-        if self.setbacks.steady(ring.nodes, now):
-            self.blame.served(ring.nodes)
         self.blame.broke(ring.nodes, epoch, error, now, reporter=reporter, silent=silent)
         self.setbacks.broke(ring.nodes, epoch, now)
         if self.setbacks.pause_s(ring.nodes):  # again and again: people should know

@@ -141,6 +141,7 @@ async def test_without_a_spare_the_same_nodes_try_again(
         room.speak("ab")
         assert room.ring == ("a", "b")
     assert [room.node(name)["state"] for name in "ab"] == ["ready", "ready"]
+    assert b"nodes_put_aside_total{" not in cluster._metrics.page()
     room.nodes["c"] = attend(cluster, "c")
     await room.break_twice("a", link("b"))
     room.speak("abc")
@@ -162,6 +163,7 @@ async def test_who_is_aside_is_planned_with_when_nothing_else_fits(
 
 async def test_kills_are_nobodys_fault(cluster: ClusterService) -> None:
     """Each time the survivor says twice that it has lost its neighbour, before it is seen gone."""
+    gone = set()
     room = Room(cluster, "abc")
     for spare in "defg":
         await room.serve()
@@ -169,12 +171,31 @@ async def test_kills_are_nobodys_fault(cluster: ClusterService) -> None:
         await room.break_twice("a", link(victim))
         room.speak("a")
         cluster.node_lost(victim, room.nodes[victim].link, "killed")
+        gone.add(victim)
         room.nodes[spare] = attend(cluster, spare)
         room.speak("a" + spare)
         assert "a" in room.ring
         assert room.node("a")["state"] == "ready"
         assert victim not in room.ring
     assert b"nodes_put_aside_total{" not in cluster._metrics.page()
+    await room.serve()
+    last = room.ring[1]
+    await room.break_twice("a", link(last))
+    room.speak("".join(n for n in room.nodes if n not in gone))
+    assert room.node(last)["state"] == "aside", "kills of before were held against a"
+
+
+async def test_why_a_heads_stream_ended_is_heard_of_the_head(cluster: ClusterService) -> None:
+    room = Room(cluster, "abc")
+    for _ in range(2):
+        await room.serve()
+        (ring,) = cluster.reconciler.rings
+        epoch = ring.epoch
+        cluster._formation.broke(epoch, LinkBroken("The head ended it", peer="a"))
+        room.breaks("a", link("b"), epoch)
+    room.speak("abc")
+    assert room.node("b")["state"] == "aside"
+    assert room.node("b")["aside"]["why"].endswith("a said: The stream broke")
 
 
 async def test_a_starved_node_is_not_put_aside(cluster: ClusterService) -> None:

@@ -223,10 +223,24 @@ def test_a_wrong_guess_of_a_pair_is_put_right_and_excused(room: Room) -> None:
     assert room.blame.instead("b") == {"b"}, "a is planned with again"
     room.put("b")
     assert room.blame.aside == {"b"}
-    room.breaks(("a", "c"), "a", link("c"))
-    assert room.judge() == []
-    room.breaks(("a", "c"), "a", link("c"))
-    assert room.judge() == [("c", "a")], "what was b's is not held against a"
+    for other in "dc":
+        room.breaks(("a", other), "a", link(other))
+        assert room.judge() == []
+    room.breaks(("a", "d"), "a", link("d"))
+    assert room.judge() == [("a", "d")], "a has broken with c too"
+    room.breaks(("e", "c"), "c", link("e"), times=2)
+    assert room.judge() == [("c", "e")]
+
+
+def test_what_one_is_put_aside_for_is_not_held_against_its_neighbours(room: Room) -> None:
+    room.breaks(AB, "b", link("a"), times=2)
+    room.breaks(("c", "b"), "c", link("b"), times=2)
+    assert room.judge() == [("b", "a"), ("b", "c")]
+    room.put("b")
+    room.breaks(("a", "d"), "a", link("d"), times=2)
+    assert room.judge() == [("d", "a")]
+    room.breaks(("c", "e"), "c", link("e"), times=2)
+    assert room.judge() == [("e", "c")]
 
 
 def test_who_has_served_steadily_with_others_was_not_the_one(room: Room) -> None:
