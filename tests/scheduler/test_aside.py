@@ -198,6 +198,20 @@ async def test_why_a_heads_stream_ended_is_heard_of_the_head(cluster: ClusterSer
     assert room.node("b")["aside"]["why"].endswith("a said: The stream broke")
 
 
+async def test_breaks_with_steady_service_in_between_are_nobodys_fault(
+    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.setbacks.STEADY_S", 0.0)
+    room = Room(cluster, "abc")
+    epoch = await room.serve()
+    for _ in range(3):
+        room.speak("abc")
+        room.breaks("a", link("b"), epoch)
+        epoch = await room.join()
+    room.speak("abc")
+    assert room.ring == ("a", "b")
+
+
 async def test_a_starved_node_is_not_put_aside(cluster: ClusterService) -> None:
     room = Room(cluster, "abc")
     await room.serve()
