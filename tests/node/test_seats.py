@@ -160,6 +160,7 @@ async def test_a_neighbour_that_refuses_breaks_the_ring_at_once() -> None:
             assert one.kinds() == ["broken"]
             assert one.told[0].broken.fault.kind == "LinkBroken"
             assert "no ring here" in one.told[0].broken.fault.why
+            assert one.told[0].broken.fault.fields["peer"] == peer("other")
             await one.seats.leave(1)
         finally:
             await server.stop(None)
@@ -207,6 +208,8 @@ async def test_frames_go_around_whichever_data_connections_can_be_made(
         assert slower == [first, second].count("unreachable")
         await two.seats.leave(1)
         await until(lambda: one.kinds() == ["joined", "broken"])
+        fault = one.told[-1].broken.fault
+        assert (fault.kind, fault.fields["peer"]) == ("LinkBroken", peer("two"))
     for listener in listeners:
         if listener is not None:
             listener.close()
