@@ -88,9 +88,8 @@ class Aside:
         if member is None:
             return
         name = member.facts.name
-        work, reporter = judgement.work, judgement.reporter
-        said = f"{self._roster.name_of(reporter)} said: " if reporter is not None else ""
-        why = f"Rings with it broke {judgement.breaks} times in a row; {said}{judgement.why}"
+        work = judgement.work
+        why = f"Rings with it broke {judgement.breaks} times in a row; {judgement.why}"
         seconds = self._blame.put_aside(node_id, member.incarnation, why, now, work=work)
         what = f"{name} is put aside for {seconds:.0f} s"
         fix = f"Others do its work meanwhile; 'parallax nodes undrain {name}' takes it back at once"

@@ -42,7 +42,6 @@ class _Break:
     work: bool  # frames failed, not links
     at_s: float
     why: str
-    reporter: str | None
     hearsay: bool  # the head knows more: its stream to the scheduler ends with its ring
     cleared: set[str] = field(default_factory=set)  # suspects that it was not
 
@@ -68,7 +67,6 @@ class Judgement:
     breaks: int
     why: str
     work: bool
-    reporter: str | None = None  # of the last break; None: the scheduler noticed
 
 
 class Blame:
@@ -102,7 +100,7 @@ class Blame:
         suspects = tuple(silent) or suspects_of(nodes, reporter, error)
         work = reporter is not None and is_work(error)
         hearsay = reporter is None and not silent
-        broken = _Break(epoch, nodes, suspects, work, now, error.what, reporter, hearsay)
+        broken = _Break(epoch, nodes, suspects, work, now, error.what, hearsay)
         self._breaks.append(broken)
         if self._in_a_row(nodes) >= ENOUGH:
             self._open.setdefault(nodes, now)
@@ -112,8 +110,7 @@ class Blame:
         for broken in self._breaks:
             if broken.epoch == epoch and broken.hearsay and reporter == broken.nodes[0]:
                 broken.suspects = suspects_of(broken.nodes, reporter, error)
-                broken.work, broken.why = is_work(error), error.what
-                broken.reporter, broken.hearsay = reporter, False
+                broken.work, broken.why, broken.hearsay = is_work(error), error.what, False
 
     def excuse(self, node_id: str, since: float | None = None) -> None:
         """What became of a node's rings (since then) has another cause, and is held against none.
@@ -158,9 +155,7 @@ class Blame:
             suspects = self._suspects(last)
             if suspects:
                 breaks = self._in_a_row(nodes)
-                judged.append(
-                    Judgement(nodes, suspects, breaks, last.why, last.work, last.reporter)
-                )
+                judged.append(Judgement(nodes, suspects, breaks, last.why, last.work))
         return judged
 
     def instead(self, node_id: str) -> frozenset[str]:

@@ -103,7 +103,7 @@ async def test_a_node_whose_frames_fail_is_put_aside_and_a_spare_takes_its_layer
     room.speak("b")
     assert set(room.ring) == {"a", "c"}
     assert room.node("b")["state"] == "aside"
-    why = "Rings with it broke 2 times in a row; b said: Stage 1 failed"
+    why = "Rings with it broke 2 times in a row; b: Stage 1 failed"
     assert room.node("b")["aside"] == {"why": why, "seconds": 60}
     assert room.node("a")["aside"] is None
     assert "b is put aside for 60 s" in str(cluster.status()["problem"])
@@ -195,7 +195,7 @@ async def test_why_a_heads_stream_ended_is_heard_of_the_head(cluster: ClusterSer
         room.breaks("a", link("b"), epoch)
     room.speak("abc")
     assert room.node("b")["state"] == "aside"
-    assert room.node("b")["aside"]["why"].endswith("a said: The stream broke")
+    assert room.node("b")["aside"]["why"].endswith("a: The stream broke")
 
 
 async def test_breaks_with_steady_service_in_between_are_nobodys_fault(

@@ -116,7 +116,7 @@ def test_one_break_is_nobodys_fault_and_two_in_a_row_are_judged_once(room: Room)
 def test_a_node_whose_frames_fail_is_the_only_suspect(room: Room) -> None:
     room.breaks(AB, "b", FAILED, times=2)
     (judgement,) = room.judgements()
-    assert judgement == Judgement(AB, ("b",), 2, "Stage 1 failed", work=True, reporter="b")
+    assert judgement == Judgement(AB, ("b",), 2, "Stage 1 failed", work=True)
 
 
 def test_breaks_of_other_rings_do_not_count(room: Room) -> None:
