@@ -100,7 +100,7 @@ class Blame:
         suspects = tuple(silent) or suspects_of(nodes, reporter, error)
         work = reporter is not None and is_work(error)
         hearsay = reporter is None and not silent
-        broken = _Break(epoch, nodes, suspects, work, now, error.what, hearsay)
+        broken = _Break(epoch, nodes, suspects, work, now, _said(error), hearsay)
         self._breaks.append(broken)
         if self._in_a_row(nodes) >= ENOUGH:
             self._open.setdefault(nodes, now)
@@ -110,7 +110,7 @@ class Blame:
         for broken in self._breaks:
             if broken.epoch == epoch and broken.hearsay and reporter == broken.nodes[0]:
                 broken.suspects = suspects_of(broken.nodes, reporter, error)
-                broken.work, broken.why, broken.hearsay = is_work(error), error.what, False
+                broken.work, broken.why, broken.hearsay = is_work(error), _said(error), False
 
     def excuse(self, node_id: str, since: float | None = None) -> None:
         """What became of a node's rings (since then) has another cause, and is held against none.
@@ -274,3 +274,7 @@ def suspects_of(nodes: Nodes, reporter: str | None, error: ParallaxError) -> Nod
 def is_work(error: ParallaxError) -> bool:
     """Whether frames failed, and not a link."""
     return isinstance(error, FrameRefused | MessageRefused) or not isinstance(error, ClusterError)
+
+
+def _said(error: ParallaxError) -> str:
+    return f"{error.what}. {error.why}" if error.why else error.what
