@@ -11,7 +11,6 @@ from contextlib import aclosing
 from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import (
     Dismissed,
-    LinkBroken,
     MessageRefused,
     NoRing,
     ParallaxError,
@@ -59,14 +58,11 @@ from parallax.scheduler.roster import Roster
 from parallax.scheduler.setbacks import hanging
 from parallax.scheduler.status import loading_of, status_of
 from parallax.scheduler.store import Choice, Store
-from parallax.scheduler.trouble import Trouble, of_node
+from parallax.scheduler.trouble import Trouble
 from parallax.scheduler.weights import ModelWeights
 from parallax.scheduler.wishes import Wishes
 
 log = logging.getLogger(__name__)
-
-
-_SENSELESS = ("FrameRefused", "MessageRefused")  # kinds of faults
 
 
 class ClusterService:
@@ -336,14 +332,8 @@ class ClusterService:
                 self._wishes.stage_failed(node_id, report.failed)
             case "joined":
                 self._do(self.reconciler.joined(node_id, report.joined.epoch))
-            case "broken" if self.reconciler.part_of(node_id, report.broken.epoch):
-                if report.broken.fault.kind in _SENSELESS:
-                    self._metrics.message_refused("frame")
-                error = of_node(self.name_of(node_id), from_fault(report.broken.fault))
-                self._formation.broke(report.broken.epoch, error, node_id)
             case "broken":
-                error = of_node(self.name_of(node_id), from_fault(report.broken.fault))
-                self._blame.corrected(node_id, report.broken.epoch, error)
+                self._formation.reported(node_id, report.broken)
             case "health" if ring := self.reconciler.part_of(node_id, report.health.epoch):
                 health = report.health
                 if not ring.seats(node_id, health.stage):
@@ -495,10 +485,5 @@ class ClusterService:
         if trouble and all(self._setbacks.steady(r.nodes, now) for r in rings):
             self._trouble.over(trouble)
             self._formation.ring_trouble = None
-        alive = {ring.epoch for ring in rings}
-        for epoch in self._setbacks.overdue(alive, now):
-            why = "a node has neither joined it nor said why"
-            silent = [n for r in rings if r.epoch == epoch for n in r.nodes if n not in r.joined]
-            error = LinkBroken(f"Ring {epoch} did not form", why)
-            self._formation.broke(epoch, error, silent=silent)
+        self._formation.tick(now)
         self.aside.tick(now)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from parallax.fabric.errors import InternalError, ParallaxError
+from parallax.fabric.errors import InternalError, LinkBroken, ParallaxError, from_fault
 from parallax.fabric.events import Event, Ready
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
@@ -33,8 +33,11 @@ from parallax.scheduler.setbacks import Setbacks
 from parallax.scheduler.shape import forms_of, shape_of
 from parallax.scheduler.stage_metrics import StageMetrics
 from parallax.scheduler.store import Store
+from parallax.scheduler.trouble import of_node
 
 log = logging.getLogger(__name__)
+
+_SENSELESS = ("FrameRefused", "MessageRefused")  # kinds of faults
 
 STORE_PAUSE_S = 1.0  # before a number that could not be written down is asked for again
 
@@ -84,6 +87,7 @@ class Formation:
         self._tasks = Tasks()
         self.setbacks = Setbacks(limits)
         self.blame = Blame(limits)
+        self._metrics = metrics
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
         self.requests = Dispatcher(
@@ -167,6 +171,24 @@ class Formation:
             costs=[report.cache for report in reports if report is not None],
         )
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
+
+    def tick(self, now: float) -> None:
+        """Rings of which nothing is heard are formed anew; to be called again and again."""
+        rings = {ring.epoch: ring for ring in self.reconciler.rings}
+        for epoch in self.setbacks.overdue(rings.keys(), now):
+            why = "a node has neither joined it nor said why"
+            silent = [node for node in rings[epoch].nodes if node not in rings[epoch].joined]
+            self.broke(epoch, LinkBroken(f"Ring {epoch} did not form", why), silent=silent)
+
+    def reported(self, node_id: str, broken: wire.RingBroken) -> None:
+        """A node says that a ring of its broke; of one that is over already, it may say why."""
+        error = of_node(self._roster.name_of(node_id), from_fault(broken.fault))
+        if self.reconciler.part_of(node_id, broken.epoch) is None:
+            self.blame.corrected(node_id, broken.epoch, error)
+            return
+        if broken.fault.kind in _SENSELESS:
+            self._metrics.message_refused("frame")
+        self.broke(broken.epoch, error, node_id)
 
     def broke(
         self,
