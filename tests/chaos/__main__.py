@@ -20,7 +20,7 @@ import psutil
 from tests.chaos.arena import arena, make_arena_model
 from tests.chaos.checker import check
 from tests.chaos.crowd import pauses, run_crowd
-from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, Outcome, run_kill, table
+from tests.chaos.kills import KINDS, MOMENTS, Expected, Kill, Outcome, patience_s, run_kill, table
 from tests.chaos.soak import run_soak
 from tests.chaos.stops import run_disturbed, stale_frames
 from tests.reference import Reference
@@ -32,7 +32,8 @@ Child = subprocess.Popen[str]
 def kills(expected: Expected, given: argparse.Namespace) -> list[Row]:
     """Kill -9 each stage in turn at the first token, in the middle and at the last one."""
     outcomes: list[Outcome] = []
-    with arena(expected.model) as made:
+    patient = {"PARALLAX_LIMITS__REQUEST_S": f"{patience_s(given.context)}"}
+    with arena(expected.model, variables=patient) as made:
         for number in range(given.runs):
             if given.prepared:
                 made.wait_prepared()

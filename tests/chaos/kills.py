@@ -84,6 +84,11 @@ def prompt_of(context: int, moment: str) -> str:
     return (words * (length // len(words) + 1))[:length]
 
 
+def patience_s(context: int) -> float:
+    """How long an answer may take that is prefilled twice, on a machine that others use too."""
+    return 240.0 + context / 5
+
+
 def body_of(prompt: str, kind: str, tokens: int = TOKENS) -> dict[str, Any]:
     """What is asked for."""
     return {
@@ -111,7 +116,14 @@ def run_kill(arena: Arena, expected: Expected, kill: Kill) -> Outcome:
     async def client() -> History:
         async with aiohttp.ClientSession() as session:
             body = body_of(prompt, kill.kind)
-            return await ask(session, arena.cluster.url, body, name=str(kill), seen=seen)
+            return await ask(
+                session,
+                arena.cluster.url,
+                body,
+                name=str(kill),
+                seen=seen,
+                timeout_s=patience_s(kill.context),
+            )
 
     history = asyncio.run(client())
     if not killed_s:
