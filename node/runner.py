@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from parallax.fabric.bounds import MOST_CHUNK, check_submit
 from parallax.fabric.errors import FrameRefused
-from parallax.node import arrays
+from parallax.node import arrays, spare_memory
 from parallax.node.lanes import Lanes
 from parallax.node.mlx_lm_seam import Caches
 from parallax.node.sampler import TokenChooser, choose_block, choose_rows
@@ -20,7 +20,7 @@ from parallax.proto import wire_pb2 as wire
 MOST_TOKENS = 1 << 21
 MOST_COMMANDS = 65_536  # of one frame: every kept prefix may go at once
 MOST_ROWS = 4096
-_CLEAR_EVERY = 256  # frames; as often as mlx-lm does
+_GIVE_BACK_EVERY = 256  # frames; as often as mlx-lm clears its cache
 
 
 class Runner:
@@ -74,8 +74,8 @@ class Runner:
                 number=frame.number,
             )
         self._next_number += 1
-        if frame.number % _CLEAR_EVERY == 0:
-            mx.clear_cache()  # buffers that grown caches have left behind
+        if frame.number % _GIVE_BACK_EVERY == 0:
+            spare_memory.give_back()  # buffers that grown caches have left behind
         if len(frame.commands) > MOST_COMMANDS:
             raise FrameRefused(f"A frame with {len(frame.commands)} commands", epoch=self._epoch)
         for command in frame.commands:
@@ -106,7 +106,7 @@ class Runner:
         """Frees every cache; no frame can run afterwards."""
         self._lanes = Lanes(self._stage, self._most_tokens)
         self._choosers.clear()
-        mx.clear_cache()
+        spare_memory.give_back()
 
     # ------------------------------------------------------------------ frames
 

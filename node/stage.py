@@ -15,6 +15,7 @@ from mlx.utils import tree_map
 
 from parallax.fabric.errors import CutRefused
 from parallax.node import mlx_lm_seam as seam
+from parallax.node import spare_memory
 from parallax.node.arrays import ArrayTree
 from parallax.node.mlx_lm_seam import Cache, Caches, Model, Weights
 from parallax.node.splice import Splice
@@ -149,7 +150,7 @@ class Stage:
         del self._model, self._splice
         self._ghosts = {}
         gc.collect()  # layers and the classes they had refer to each other
-        mx.clear_cache()
+        spare_memory.give_back()
 
     def _probe(self, length: int, caches: Caches, carry: ArrayTree = None) -> Any:
         tokens = mx.zeros((1, length), mx.uint32)
