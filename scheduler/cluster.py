@@ -319,7 +319,7 @@ class ClusterService:
                 starved, name = report.heartbeat.starved, self.name_of(node_id)
                 if starved:  # what broke since it was last heard broke for that
                     self._blame.excuse(node_id, member.heard_s - self._limits.silence_s)
-                self._formation.stage_metrics.stale(name, report.heartbeat.refused_frames)
+                self._metrics.observe_stale(name, report.heartbeat.refused_frames)
                 self._follow(self.members.heartbeat(member.stream, starved=starved, now=now))
                 if not starved:  # else nothing went on there, and it knows
                     self._busy(node_id, report.heartbeat.since_progress_s, stepped=False)
@@ -455,7 +455,7 @@ class ClusterService:
                 self._metrics.turned_away("", self.tally.totals(time.monotonic()))
                 self._metrics.set_queue(self.requests.waiting, self.requests.running)
                 self._head_metrics.observe(self.requests.loads)
-                self._formation.stage_metrics.stale("scheduler", self.requests.refused)
+                self._metrics.observe_stale("scheduler", self.requests.refused)
             except Exception:  # the watch must go on
                 log.exception("watching the members failed")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from parallax.scheduler.shown_nodes import MOST_SHOWN, ShownNodes
 from parallax.scheduler.totals import Totals
 
 # Why somebody is turned away (fabric/tally.py); a node could say anything.
@@ -27,7 +28,7 @@ class Metrics:
     epoch hands over the differences.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_nodes: int = MOST_SHOWN) -> None:
         self.registry = registry = CollectorRegistry()
         self.totals = Totals()
         self._requests = Counter(
@@ -175,7 +176,9 @@ class Metrics:
             ["reason", "node"],
             registry=registry,
         )
-        self._turned_away_before: dict[tuple[str, str], int] = {}
+        self._turned_away_before: dict[str, dict[str, int]] = {}
+        self._stale_before: dict[str, int] = {}
+        self._nodes = ShownNodes(most_nodes)
         # What HTTP calls for each token, looked up once.
         self.observe_between = self._between.observe
         self.observe_first = self._first.observe
@@ -233,6 +236,7 @@ class Metrics:
         compute_s: float,
     ) -> None:
         """What a stage did since the last call; ``kind`` is "decode" or "prefill"."""
+        self._heard(node)
         labels = (str(stage), node, kind)
         self._frames.labels(*labels).inc(frames)
         self._tokens.labels(*labels).inc(tokens)
@@ -240,6 +244,7 @@ class Metrics:
 
     def observe_hops(self, stage: int, node: str, *, hops: int, hop_s: float) -> None:
         """What a stage sent on since the last call."""
+        self._heard(node)
         self._hops.labels(str(stage), node).inc(hops)
         self._hop.labels(str(stage), node).inc(hop_s)
 
@@ -252,9 +257,13 @@ class Metrics:
         """Weights were given out to a node."""
         self._weights.inc(sent_bytes)
 
-    def observe_stale(self, where: str, count: int) -> None:
-        """What came of epochs that are over since the last call."""
-        self._stale.labels(where).inc(count)
+    def observe_stale(self, where: str, total: int) -> None:
+        """What came of epochs that are over since ``where`` was started; it may have been again."""
+        self._heard(where)
+        more = _more(total, self._stale_before.get(where, 0))
+        self._stale_before[where] = total
+        if more:
+            self._stale.labels(where).inc(more)
 
     def observe_round_trip(self, ring: str, seconds: float) -> None:
         """How long the last beat took around this ring."""
@@ -278,14 +287,32 @@ class Metrics:
 
     def turned_away(self, node: str, totals: Mapping[str, int]) -> None:
         """Who was turned away at a node since it started, by reason; it may have been restarted."""
+        self._heard(node)
+        before = self._turned_away_before.setdefault(node, {})
         for reason, total in totals.items():
             known = reason if reason in REASONS else "other"
-            before = self._turned_away_before.get((node, known), 0)
-            self._turned_away_before[node, known] = total
-            more = total - before if total >= before else total
+            more = _more(total, before.get(known, 0))
+            before[known] = total
             if more:
                 self._turned_away.labels(known, node).inc(more)
+
+    def _heard(self, node: str) -> None:
+        """A node has figures; those of whoever makes room for it are shown no longer."""
+        gone = self._nodes.heard(node)
+        if gone is None:
+            return
+        for counter in (self._frames, self._tokens, self._compute, self._hops, self._hop):
+            counter.remove_by_labels({"node": gone})
+        self._turned_away.remove_by_labels({"node": gone})
+        self._stale.remove_by_labels({"where": gone})
+        self._turned_away_before.pop(gone, None)
+        self._stale_before.pop(gone, None)
 
     def page(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _more(total: int, before: int) -> int:
+    """What a total has grown by; one that is smaller began anew."""
+    return total - before if total >= before else total

@@ -16,7 +16,6 @@ class StageMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._last: dict[tuple[int, int], wire.StageHealth] = {}
-        self._stale: dict[str, int] = {}
 
     def observe(self, health: wire.StageHealth, node: str) -> None:
         """Counts what a stage did since its last report."""
@@ -51,13 +50,6 @@ class StageMetrics:
                 drafted=_more(health.drafted_tokens, last.drafted_tokens),
                 accepted=_more(health.accepted_tokens, last.accepted_tokens),
             )
-
-    def stale(self, where: str, total: int) -> None:
-        """So many frames, or tokens, of epochs that are over came since ``where`` was started."""
-        last = self._stale.get(where, 0)
-        self._stale[where] = total
-        if total:
-            self._metrics.observe_stale(where, total - last if total >= last else total)
 
     def forget(self, epoch: int) -> None:
         """An epoch is over."""
