@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 from parallax.fabric.errors import ModelBroken, ModelNotFound, ModelTooBig
 from parallax.fabric.safetensors import TensorInfo, folder_headers
 from parallax.node import mlx_lm_seam as seam
+from parallax.node import spare_memory
 from parallax.node.mlx_lm_seam import Weights
 from parallax.node.readahead import Extent, ReadAhead
 from parallax.node.shortcomings import is_out_of_memory
@@ -163,7 +164,7 @@ def load_steps(
         yield from _read(folder, stage, held, ahead, progress)
     progress(stage.weight_bytes, stage.weight_bytes, "compiling")
     stage.warm_up()
-    mx.clear_cache()
+    spare_memory.give_back()
     return stage
 
 
