@@ -79,9 +79,12 @@ class Flow:
 
     async def close(self) -> None:
         """Close every generator and wait until each has let go."""
-        for pump in self._pumps:
+        # A task that was cancelled holds the frame that it was cancelled in, and that this flow:
+        # if it held the task as well, prompt and answer would stay until garbage is collected.
+        pumps, self._pumps = self._pumps, []
+        for pump in pumps:
             pump.cancel()
-        for outcome in await asyncio.gather(*self._pumps, return_exceptions=True):
+        for outcome in await asyncio.gather(*pumps, return_exceptions=True):
             if isinstance(outcome, Exception):
                 _log.error("A generator failed while it was closed", exc_info=outcome)
         for generator in self._generators:  # those whose pump had not begun
