@@ -17,6 +17,14 @@ from parallax.fabric.tally import Tally
 _Behaviour = Callable[[Any, Any], Any]
 _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
+# By whether requests and answers are streamed: where the behaviour is, and what makes a handler.
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
 
 class MembersOnly(grpc.aio.ServerInterceptor):
     """Looks at every call before its handler does: who calls is known from TLS.
@@ -37,11 +45,7 @@ class MembersOnly(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if handler.request_streaming:
-            kind = "stream_stream" if handler.response_streaming else "stream_unary"
-        else:
-            kind = "unary_stream" if handler.response_streaming else "unary_unary"
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        kind, make = _KINDS[handler.request_streaming, handler.response_streaming]
         return make(
             self._behind(getattr(handler, kind)),
             handler.request_deserializer,
