@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-MOST_SHOWN = 2048  # of about 10 KB each
+MOST_SHOWN = 2048  # of about 5 KB each
 
 
 class ShownNodes:
