@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 EXPECTED_TOKENS = 512  # of an answer, where it may be longer; what it really took is settled later
 LOSSES_IN_A_ROW = 8  # rings that broke on an answer, with not one token in between
+SUSPECT_LOSSES = 3  # after so many a ring runs one such answer at a time: others may be innocent
 
 
 class _Answer:
@@ -164,7 +165,10 @@ class Dispatcher:
                 self._fail(request, _hopeless(request.losses))
             else:
                 self._router.requeue_front(
-                    number, tokens=request.length, begun=bool(request.tokens)
+                    number,
+                    tokens=request.length,
+                    begun=bool(request.tokens),
+                    suspect=request.losses >= SUSPECT_LOSSES,
                 )
         self._quiet.set()
         self._dispatch()
@@ -307,10 +311,13 @@ class Dispatcher:
             if request is None or request.epoch != report.epoch:
                 self.refused += 1
                 continue
+            lost = request.losses
             token = request.take(event)
             if token is None:
                 self.refused += 1
             else:
+                if lost:
+                    self._router.cleared(request.id)
                 if self._journal is not None:
                     self._journal.token(request.id, event.attempt, token.index, token.id)
                 self._answers[request.id].put(token)

@@ -49,6 +49,7 @@ class _Request:
     deadline_s: float | None  # None: on a ring, or its clock starts at the next event
     epoch: int | None = None  # its ring, once dispatched
     waits: _Line | None = None  # None: on a ring, or on none and not put back yet
+    suspect: bool = False  # rings broke while it ran there, and perhaps because of it
 
     @property
     def soon_tokens(self) -> int:
@@ -93,6 +94,8 @@ class _Ring:
         """Whether the head may take this request in now; a lone one it takes always."""
         if not self.takes(request.tokens) or self.free < 1 or self.paused_until_s is not None:
             return False
+        if request.suspect and any(other.suspect for other in self.running.values()):
+            return False  # the next break must tell which of them it was
         if not self.running or self.room_bytes is None:
             return True
         return self.charge(request) <= self.room_bytes
@@ -269,6 +272,7 @@ class Router:
         tokens: int | None = None,
         refused: bool = False,
         begun: bool = False,
+        suspect: bool = False,
     ) -> None:
         """Put a request back before all others, in order of arrival.
 
@@ -276,7 +280,8 @@ class Router:
         for want of room (its wait goes on). An answer that has ``begun`` has waited for its
         turn: it is for whoever knows its deadline to end it. The ring it comes from is left in
         peace until one of its requests ends, or for a second. ``tokens`` is how long
-        it has grown.
+        it has grown. Of those that are ``suspect`` of breaking rings, each ring has one at a
+        time, until :meth:`cleared`.
         """
         request = self._requests.get(id)
         if request is None or request.waits is not None:
@@ -290,10 +295,17 @@ class Router:
             request.left_s = self._limits.queue_wait_s
         if tokens is not None:
             request.tokens = tokens
+        request.suspect |= suspect
         request.deadline_s = None
         request.waits = _Line.RETURNED
         self._returned.append(request)
         self._returned.sort(key=lambda r: r.arrival)
+
+    def cleared(self, id: int) -> None:
+        """A request got on: it breaks no rings."""
+        request = self._requests.get(id)
+        if request is not None:
+            request.suspect = False
 
     def dispatch(self, now: float) -> list[Dispatch]:
         """Send as many waiting requests to rings as have room; call after any event."""

@@ -349,3 +349,33 @@ async def test_an_end_that_its_client_does_not_read_yet_holds_up_no_stop(
     async with asyncio.timeout(60):
         await drained
     await events.aclose()
+
+
+async def test_an_answer_that_breaks_every_ring_takes_no_other_one_along(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 4, 1.0)
+    broken, *others = [ask(dispatcher) for _ in range(4)]
+    await until(lambda: dispatcher.running == 4)
+    for epoch in range(1, 20):
+        if broken.done():
+            break
+        submitted = Link.made[-1].submitted
+        for submit in submitted:  # grows: who has got on makes way for the next one
+            if all(each.request != 1 for each in submitted):
+                event = wire.TokenEvent(request=submit.request, attempt=submit.attempt, token=9)
+                load = wire.HeadLoad(free_rows=4, decoding=1)
+                dispatcher.head_report(wire.HeadReport(epoch=epoch, tokens=[event], load=load))
+        dispatcher.ring_up(epoch + 1, "n", [], 4, 1.0)
+        dispatcher.ring_down(epoch)
+        await asyncio.sleep(0)
+    with pytest.raises(RingLost, match=f"{LOSSES_IN_A_ROW} in a row"):
+        await broken
+    last = Link.made[-1]
+    for number in (2, 3, 4):
+        attempt = max(s.attempt for s in last.submitted if s.request == number)
+        event = wire.EndEvent(request=number, attempt=attempt, reason=wire.END_STOP)
+        dispatcher.head_report(
+            wire.HeadReport(epoch=last.epoch, ends=[event], load=wire.HeadLoad(free_rows=4))
+        )
+    assert [(await other)[-1] for other in others] == [Finish(Reason.STOP)] * 3
