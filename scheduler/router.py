@@ -85,6 +85,10 @@ class _Ring:
         """Whether a request so long fits this ring when nothing else is there."""
         return not self.context_tokens or tokens < self.context_tokens
 
+    def takes_whole(self, request: _Request) -> bool:
+        """Whether the longest answer that it may get fits too; a shorter ring would cut it off."""
+        return not self.context_tokens or request.most_tokens <= self.context_tokens
+
     def charge(self, request: _Request) -> int:
         """Bytes that a head will charge for this request."""
         soon = request.soon_tokens
@@ -425,13 +429,14 @@ class Router:
         return None if id is None else self._requests[id]
 
     def _best_ring(self, request: _Request) -> int | None:
-        best: tuple[tuple[float, int, float, int], int] | None = None
+        best: tuple[tuple[bool, float, int, float, int], int] | None = None
         fastest = max((ring.tokens_s for ring in self._rings.values()), default=1.0)
         for epoch, ring in self._rings.items():
             if not ring.has_room(request):
                 continue
             steps = ring.work_s * fastest // WORK_STEP_TOKENS
-            rank = (steps, -self._prefix_tokens(epoch, request.id), ring.work_s, epoch)
+            known = self._prefix_tokens(epoch, request.id)
+            rank = (not ring.takes_whole(request), steps, -known, ring.work_s, epoch)
             if best is None or rank < best[0]:
                 best = (rank, epoch)
         return best[1] if best else None

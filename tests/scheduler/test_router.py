@@ -459,3 +459,17 @@ def test_no_request_is_lost_doubled_or_sent_to_a_full_ring(seed: int) -> None:
     made.ring_up(epoch + 1, 1000)
     waiting -= set(made.expired(now + 2.0))
     assert {d.id for d in made.dispatch(now + 2.0)} == waiting
+
+
+def test_a_ring_that_would_cut_an_answer_off_gets_it_only_where_no_other_takes_it() -> None:
+    made = Router()
+    made.ring_up(1, 4, context_tokens=100)
+    made.ring_up(2, 4, context_tokens=1000)
+    for id in (1, 2, 3):
+        made.enqueue(id, "c", 5000, 0.0, tokens=50, most_tokens=500)
+    made.enqueue(4, "c", 10, 0.0, tokens=50, most_tokens=60)
+    assert [each.epoch for each in made.dispatch(0.0)] == [2, 2, 2, 1]
+    assert made.ring_down(2) == [1, 2, 3]
+    for id in (1, 2, 3):
+        made.requeue_front(id, tokens=60)
+    assert [each.epoch for each in made.dispatch(0.0)] == [1, 1, 1]
