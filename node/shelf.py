@@ -110,12 +110,15 @@ class Shelf:
     async def prepare(self, stages: Iterable[wire.StageRange]) -> None:
         """Has the self-check of stages that may be wanted soon done before they are.
 
-        What goes wrong is left for their loading to tell.
+        What goes wrong is left for their loading to tell. It ends when a stage is wanted here:
+        answers would stand still during each check.
         """
         for stage in stages:
             try:
                 folder = await self._library.find(stage.model)
                 async with self._turn:
+                    if self._wanted:
+                        return
                     await self._compute.call(partial(self._check, folder.path, stage), loads=True)
             except ParallaxError as error:
                 log.debug("layers %d to %d: %s", stage.first, stage.end - 1, error.sentence)

@@ -193,4 +193,9 @@ async def test_a_stage_that_was_prepared_is_checked_before_anyone_waits_for_it(
     assert holder.told == [], "nothing is loaded, and what cannot be is not told"
     await holder.load(0, 2)
     assert judged == prepared
+    await holder.shelf.prepare([holder.range(0, 3)])
+    assert judged == prepared, "answers that run here would stand still meanwhile"
+    await holder.shelf.unload(holder.range(0, 2))
+    await holder.shelf.prepare([holder.range(0, 3)])
+    assert judged[len(prepared) :] == [(0, 3)]
     holder.compute.stop(10)
