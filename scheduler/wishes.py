@@ -124,6 +124,8 @@ class Wishes:
         self.missing_bytes = None
         if not chosen.failed:
             self._trouble.over()
+        elif self._told is not None and isinstance(self._trouble.problem, ModelTooBig):
+            self._trouble.tell(self._told)  # but it fits now
         for ring in rings:
             self._do(self._reconciler.want(ring))
 

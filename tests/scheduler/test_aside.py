@@ -14,7 +14,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
-from tests.scheduler.told import Node, running, until
+from tests.scheduler.told import running, share, until
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +33,12 @@ async def cluster(
         yield made
 
 
-def attend(cluster: ClusterService, name: str, incarnation: int = 1) -> Node:
-    assert cluster.chosen is not None
-    facts = cluster.chosen.facts
-    whole = facts.weight_bytes + 4 * 4096 * facts.kv_bytes_per_token_per_layer
-    return Node(cluster, name, incarnation, budget_bytes=whole * 3 // 4).attend()
-
-
 class Room:
     """Told nodes by name."""
 
     def __init__(self, cluster: ClusterService, names: str) -> None:
         self.cluster = cluster
-        self.nodes = {name: attend(cluster, name) for name in names}
+        self.nodes = {name: share(cluster, name) for name in names}
 
     @property
     def ring(self) -> tuple[str, ...]:
@@ -142,7 +135,7 @@ async def test_without_a_spare_the_same_nodes_try_again(
         assert room.ring == ("a", "b")
     assert [room.node(name)["state"] for name in "ab"] == ["ready", "ready"]
     assert b"nodes_put_aside_total{" not in cluster._metrics.page()
-    room.nodes["c"] = attend(cluster, "c")
+    room.nodes["c"] = share(cluster, "c")
     await room.break_twice("a", link("b"))
     room.speak("abc")
     assert set(room.ring) == {"a", "c"}, "now there is one"
@@ -172,7 +165,7 @@ async def test_kills_are_nobodys_fault(cluster: ClusterService) -> None:
         room.speak("a")
         cluster.node_lost(victim, room.nodes[victim].link, "killed")
         gone.add(victim)
-        room.nodes[spare] = attend(cluster, spare)
+        room.nodes[spare] = share(cluster, spare)
         room.speak("a" + spare)
         assert "a" in room.ring
         assert room.node("a")["state"] == "ready"
@@ -226,9 +219,9 @@ async def test_a_new_process_of_a_node_is_planned_with_at_once(cluster: ClusterS
     await room.serve()
     await room.break_twice("b", InternalError("Stage 1 failed"))
     room.speak("abc")
-    room.nodes["b"] = attend(cluster, "b")
+    room.nodes["b"] = share(cluster, "b")
     assert room.node("b")["state"] == "aside", "the same one, over a new connection"
-    room.nodes["b"] = attend(cluster, "b", incarnation=2)
+    room.nodes["b"] = share(cluster, "b", incarnation=2)
     assert room.node("b")["state"] == "ready"
 
 
@@ -260,7 +253,7 @@ async def test_a_drain_whose_new_ring_breaks_costs_the_ring_that_serves_nothing(
     assert room.node("c")["state"] == "aside", "with a the ring that serves would be lost"
     assert [ring.epoch for ring in cluster.reconciler.rings] == [old]
     assert room.node("b")["state"] == "draining"
-    room.nodes["d"] = attend(cluster, "d")
+    room.nodes["d"] = share(cluster, "d")
     room.speak("abcd")
     assert cluster.reconciler.by_epoch(old) is not None
     assert [set(ring.nodes) for ring in cluster.reconciler.rings] == [{"a", "b"}, {"a", "d"}]

@@ -29,7 +29,7 @@ from parallax.scheduler.generation import Generation, Sampling
 from parallax.scheduler.stage_costs import LinkFacts
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
-from tests.scheduler.told import Node, running, serving, until
+from tests.scheduler.told import Node, running, serving, share, until
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,21 @@ async def test_a_node_that_could_not_load_tries_again_after_a_while(
         b.fail(ModelTooBig("no room"))
         cluster._tick(time.monotonic() + 2.5)
         assert len(b.orders("load")) == 2, "memory does not come by waiting"
+
+
+async def test_that_the_model_does_not_fit_is_no_problem_any_more_once_another_node_is_there(
+    model: Path, tmp_path: Path
+) -> None:
+    async with running(tmp_path, reload_s=1.0) as cluster:
+        await cluster.choose(str(model), 2, True)
+        _, b = share(cluster, "a"), share(cluster, "b")
+        b.fail(ModelBroken("cut short"))
+        assert "does not fit" in str(cluster.status()["problem"])
+        share(cluster, "c")
+        assert cluster.reconciler.busy_nodes() == {"a", "c"}
+        assert str(cluster.status()["problem"]).startswith("b could not load")
+        cluster._tick(time.monotonic() + 1.5)
+        assert cluster.status()["problem"] is None
 
 
 async def test_it_is_told_which_node_could_not_load_what_and_why(
