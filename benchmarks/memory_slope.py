@@ -6,8 +6,8 @@ A real cluster of two nodes with a tiny random model, sixteen requests at a time
 another prompt; half are streamed, and of those a third are left by their clients. Nodes may hold
 so little that kept prefixes fill them well within the warm-up, and the prompts are made of few
 words, of which the tokenizer remembers up to 10,000 (3 MB). Resident memory is read every 25
-requests, and of each 250 the lowest reading is taken: MLX keeps buffers and lets them go every
-now and then, and what matters is what is there afterwards.
+requests, and of each 250 the median is taken: MLX keeps buffers and lets them go every now and
+then, several times in such a window.
 
 What counts is the slope after the first 1,000 requests: the median of the slopes between any two of
 these (Theil, 1950; Sen, 1968) that are 1,000 to 2,500 requests apart. A pool that grows once lies
@@ -63,20 +63,23 @@ class Samples:
         """The points after the warm-up."""
         return [point for point in self.points if point[0] > WARM_UP]
 
-    def low_water(self) -> list[tuple[int, int]]:
-        """The lowest point of each window after the warm-up."""
+    def medians(self) -> list[tuple[float, float]]:
+        """The middle of each window after the warm-up: of its requests, and of its readings."""
         windows: dict[int, list[tuple[int, int]]] = {}
         for point in self.counted:
             windows.setdefault((point[0] - 1) // WINDOW, []).append(point)
-        return [min(points, key=lambda point: point[1]) for points in windows.values()]
+        return [
+            (statistics.fmean(done for done, _ in points), statistics.median(r for _, r in points))
+            for points in windows.values()
+        ]
 
     def slope(self) -> float:
-        """Bytes per request: the median of the slopes of such pairs of :meth:`low_water`.
+        """Bytes per request: the median of the slopes of such pairs of :meth:`medians`.
 
         Raises:
             StatisticsError: there are none: too few requests after the warm-up.
         """
-        points = self.low_water()
+        points = self.medians()
         return statistics.median(
             (late[1] - early[1]) / (late[0] - early[0])
             for early in points
@@ -161,11 +164,11 @@ def main() -> int:
             took_s = perf_counter() - began
     print(f"{flags.requests} requests in {took_s:.0f} s, {CONCURRENCY} at a time")
     for each in samples:
-        track = " ".join(f"{rss / MIB:.1f}" for _, rss in each.low_water())
+        track = " ".join(f"{rss / MIB:.1f}" for _, rss in each.medians())
         print(
             f"{each.name}: {each.slope():.0f} bytes a request "
             f"(least squares: {each.fitted_slope():.0f}; "
-            f"the last tenth is {each.rise() / MIB:.2f} MiB above the first); lowest MiB: {track}"
+            f"the last tenth is {each.rise() / MIB:.2f} MiB above the first); MiB: {track}"
         )
     return int(any(each.slope() >= MOST_BYTES for each in samples))
 
