@@ -201,7 +201,7 @@ def test_loading_and_trouble_are_shown_as_they_are_told(page: Page, cluster: Clu
     expect(page.locator("#state")).to_have_text("Loading 25%")
     expect(page.locator("#problem")).to_have_text("The model does not fit.")
     expect(page.locator("#notice")).to_have_text("Not for open networks.")
-    expect(page.locator("#nodes-count")).to_have_text("1 of 2")
+    expect(page.locator("#nodes-count")).to_have_text("2 of 2")
     rows = page.locator(".node .doing")
     expect(rows.nth(0)).to_have_text("reading 25%")
     expect(rows.nth(1)).to_have_text("gone")
