@@ -377,17 +377,18 @@ async def listen(
                 raise
             continue  # free at one address and taken at another: choose again
         if gate is None:
-            shown = credentials.for_strangers()
             server = grpc.aio.server(
                 options=_server_options(limits, strangers=True),
                 maximum_concurrent_rpcs=STRANGER_CALLS,
             )
         else:
-            shown = credentials.for_members(gate.tally.begun)
             options = _server_options(limits, strangers=False)
             server = grpc.aio.server(options=options, interceptors=[gate])
         try:
             for address in usable:
+                shown = credentials.for_strangers()
+                if gate is not None:
+                    shown = credentials.for_members(gate.tally.begun)
                 server.add_secure_port(_bind_target(address, chosen), shown)
         except RuntimeError:  # taken between the trial and now
             await server.stop(None)

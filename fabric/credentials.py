@@ -159,14 +159,26 @@ class Credentials:
         return grpc.ssl_channel_credentials(papers.authority.pem, papers.key_pem, papers.own.pem)
 
     def for_members(self, begun: Callable[[], None]) -> grpc.ServerCredentials:
-        """For a listener that takes members alone; ``begun`` is told of each connection."""
+        """For one address of a listener that takes members alone.
 
-        def current() -> grpc.ServerCertificateConfiguration:
+        gRPC asks at each connection whether what it shows has changed, and ``begun`` is told of it.
+        It must not be answered with the same once more: gRPC's core takes that for new, and lets go
+        of what handshakes on other threads are just being made from, of which the process dies.
+        """
+        given = self._papers
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
             begun()
-            return self._configuration()
+            if self._papers is given:
+                return None
+            given = self._papers
+            return _configuration(given)
 
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), current, require_client_authentication=True
+            _configuration(given),
+            changed,  # type: ignore[arg-type]  # its stubs leave None out
+            require_client_authentication=True,
         )
 
     def for_strangers(self) -> grpc.ServerCredentials:
@@ -182,17 +194,17 @@ class Credentials:
         """For plain TLS connections from members."""
         return self._context(server=True)
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        papers = self._papers
-        return grpc.ssl_server_certificate_configuration(
-            [(papers.key_pem, papers.own.pem)], papers.authority.pem
-        )
-
     def _context(self, *, server: bool) -> ssl.SSLContext:
         with self._lock:
             if server not in self._contexts:
                 self._contexts[server] = mutual_context(self._papers, server=server)
             return self._contexts[server]
+
+
+def _configuration(papers: Papers) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(papers.key_pem, papers.own.pem)], papers.authority.pem
+    )
 
 
 def _own_papers(identity: Identity) -> Papers:
