@@ -118,11 +118,15 @@ async def test_a_defect_beside_the_watch_does_not_end_it(
     monkeypatch.setattr(cluster.fence, "tell", broken)
     _, b, _ = await serving(cluster)
 
-    def suspect() -> bool:
-        b.report(heartbeat=wire.Heartbeat())
-        return cluster.members.members()[0].state.value == "suspect"
+    def state() -> str:
+        return cluster.members.members()[0].state.value
 
-    await until(suspect)
+    def noticed() -> bool:
+        b.report(heartbeat=wire.Heartbeat())
+        return state() != "ready"
+
+    await until(noticed)
+    assert state() == "suspect"
 
 
 async def test_nodes_of_the_last_run_that_never_come_hold_up_no_better_ring(
