@@ -19,7 +19,8 @@ import statistics
 from collections.abc import Sequence
 
 FIXED_TOKENS = 1.0  # a, until two sizes have been measured: as on MLX's CPU backend
-LEAST_FIXED, MOST_FIXED = 0.5, 16.0  # what is believed of measurements
+LEAST_FIXED = 0.5  # what is believed of measurements
+MOST_FIXED_SHARE = 8  # of the largest size, at most one part of so many: it is chosen to be large
 _WEIGHT = 0.2  # of a new one
 
 
@@ -34,24 +35,37 @@ class ChunkSizes:
     def __init__(self, stages: int, sizes: Sequence[int]) -> None:
         self._stages = stages
         self._sizes = sizes
-        self._stage_s: dict[int, float] = {}  # of the slowest stage, by tokens of a chunk
-        self._shares: dict[int, float] = {}  # of that which the last stage takes
+        # By the largest power of two that is no larger than a chunk: means of its tokens, of
+        # the slowest stage's time, and of the share of that which the last stage takes.
+        self._tokens: dict[int, float] = {}
+        self._stage_s: dict[int, float] = {}
+        self._shares: dict[int, float] = {}
         self._fixed = FIXED_TOKENS
+        self._most_fixed = max(4.0, sizes[0] / MOST_FIXED_SHARE)
         self._share = 1.0
         self._first = sizes[0]  # the size that the chunks now on their way began with
         self._left = 0  # tokens behind the chunk that was asked for last
 
+    @property
+    def fixed_tokens(self) -> float:
+        """How many tokens more a chunk would have to have to take as long without fixed costs."""
+        return self._fixed
+
     def measured(self, tokens: int, slowest_s: float, last_s: float) -> None:
         """A chunk came back: what the slowest and the last stage took for it."""
-        if tokens not in self._sizes or not 0 < last_s <= slowest_s:
+        if tokens < 1 or not 0 < last_s <= slowest_s:
             return
-        self._stage_s[tokens] = _mean(self._stage_s, tokens, slowest_s)
-        self._shares[tokens] = _mean(self._shares, tokens, last_s / slowest_s)
+        size = 1 << (tokens.bit_length() - 1)
+        _average(self._tokens, size, tokens)
+        _average(self._stage_s, size, slowest_s)
+        _average(self._shares, size, last_s / slowest_s)
         self._share = statistics.fmean(self._shares.values())
         if len(self._stage_s) > 1:
-            line = statistics.linear_regression(list(self._stage_s), list(self._stage_s.values()))
-            fixed = line.intercept / line.slope if line.slope > 0 else MOST_FIXED
-            self._fixed = min(MOST_FIXED, max(LEAST_FIXED, fixed))
+            line = statistics.linear_regression(
+                list(self._tokens.values()), list(self._stage_s.values())
+            )
+            fixed = line.intercept / line.slope if line.slope > 0 else self._most_fixed
+            self._fixed = min(self._most_fixed, max(LEAST_FIXED, fixed))
 
     def next(self, tokens: int) -> int:
         """The size of the next chunk, when so many tokens are still to enter the ring."""
@@ -87,6 +101,6 @@ class ChunkSizes:
         return tokens
 
 
-def _mean(known: dict[int, float], key: int, value: float) -> float:
-    before = known.get(key, value)
-    return before + _WEIGHT * (value - before)
+def _average(known: dict[int, float], size: int, value: float) -> None:
+    before = known.get(size, value)
+    known[size] = before + _WEIGHT * (value - before)

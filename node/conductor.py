@@ -376,8 +376,7 @@ class Conductor:
 
     def _prefill_allowed(self) -> bool:
         """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
-        chunks = sum(f.kind == wire.PREFILL for f in self._flights.values())
-        decoding = self._decoding()
+        chunks, decoding = self._chunks(), self._decoding()
         if not is_short(self._next_prompt(), self._shape) and not self._pace.due(decoding):
             return False
         # One chunk per stage is in work; one more waits so that stage 0 never idles.
@@ -386,6 +385,9 @@ class Conductor:
             return False
         carry = (self._tokens_in_flight + self._shape.chunk_tokens) * self.carry_bytes_per_token
         return chunks == 0 or not self._shape.window_bytes or carry <= self._shape.window_bytes
+
+    def _chunks(self) -> int:
+        return sum(flight.kind == wire.PREFILL for flight in self._flights.values())
 
     def _decoding(self) -> list[int]:
         return [lane.id for lane in self._lanes if lane.in_flight]
@@ -402,7 +404,7 @@ class Conductor:
         start = sequence.cached
         if start < sequence.prefill_length:
             short, waiting = is_short(sequence, self._shape), sum(s.left for s in self._prefill)
-            grid = self._pace.next_chunk(self._decoding(), waiting, short=short)
+            grid = self._pace.next_chunk(self._decoding(), self._chunks(), waiting, short=short)
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)

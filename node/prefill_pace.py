@@ -1,10 +1,13 @@
 """How much of a prompt enters the ring beside running answers, and when. Pure.
 
-A decode step waits behind all the chunks that entered before it: behind a burst of m of them, on
-a ring of s stages, for m + s - 1 times what a stage takes for one. So while answers run, a burst
-comes only after every lane has taken a step, and it is the largest for which an answer waits less
-than twice as long as for its own steps; at the least it is one chunk of the smallest size.
-While none run, chunks are as ``node/chunk_sizes.py`` says. Sizes lie on a grid of halves, and
+A decode step waits behind all the chunks that entered before it. Say that a burst has m of them,
+each of which takes a stage t, on a ring of s stages, and that those of the burst before took t':
+then the step waits for m t + (s - 1) (t - t'), what it costs a stage and what it costs more than
+before to follow the last of them through the others. So while answers run, a burst comes only after
+every lane has taken a step, and it is the largest for which an answer waits less than
+``BURST_SHARE`` times as long as for its own steps; at the least it is one chunk of the smallest
+size that is not mostly the fixed cost of a chunk. While none run, chunks are as
+``node/chunk_sizes.py`` says, which knows what chunks cost. Sizes lie on a grid of halves, and
 boundaries at their multiples; where a model's results depend on the grid (the self-check tells),
 there is one size only.
 """
@@ -16,9 +19,10 @@ from collections.abc import Collection, Iterable, Sequence
 from parallax.node.chunk_sizes import ChunkSizes
 from parallax.proto import wire_pb2 as wire
 
-SMALLEST_TOKENS = 8
+SMALLEST_TOKENS = 4  # beside running answers
+SMALLEST_LONE_TOKENS = 8
 MOST_OVERTAKING = 8  # chunks of short prompts in a row, while another one is first
-BURST_SHARE = 1.8  # a burst's time, of that which one step of every lane takes
+BURST_SHARE = 1.4  # what a burst may add to the time that one step of every lane takes
 _WEIGHT = 0.2  # of a new measurement
 
 
@@ -33,6 +37,7 @@ class PrefillPace:
     def __init__(self, shape: wire.RingShape, costs: Sequence[wire.CacheCost]) -> None:
         self._stages = len(costs)
         self._burst = self._stages  # chunks of a burst
+        self._chunk_s = 0.0  # what one of the last burst was expected to take
         self._left = 0  # of this one, still to come
         size = max(1, shape.chunk_tokens)
         self._sizes = [size]
@@ -41,16 +46,17 @@ class PrefillPace:
             size //= 2
             self._sizes.append(size)
         self._size = self._sizes[0]
-        self._lone = ChunkSizes(self._stages, self._sizes)
+        lone = [s for s in self._sizes if s >= SMALLEST_LONE_TOKENS] or self._sizes
+        self._lone = ChunkSizes(self._stages, lone)
         self._stepped: set[int] = set()  # lanes, since this burst began
-        self._token_s = 0.0  # of prefill on the slowest stage; 0: not measured yet
+        self._token_s = 0.0  # of prefill on the slowest stage, fixed costs apart; 0: not measured
         self._step_s: dict[int, float] = {}  # of each lane there
 
     def measured_chunk(self, tokens: int, slowest_s: float, last_s: float) -> None:
         """A chunk came back; what the slowest stage took for it, and the last one."""
         if tokens and slowest_s:
-            self._token_s = _mean(self._token_s, slowest_s / tokens)
             self._lone.measured(tokens, slowest_s, last_s)
+            self._token_s = _mean(self._token_s, slowest_s / (self._lone.fixed_tokens + tokens))
 
     def measured_step(self, lane: int, slowest_s: float) -> None:
         """A lane's decode step came back."""
@@ -72,40 +78,50 @@ class PrefillPace:
         """Whether a chunk may go, with these lanes in the ring."""
         return self._left > 0 or self._stepped.issuperset(lanes)
 
-    def next_chunk(self, lanes: Collection[int], waiting: int, *, short: bool) -> int:
+    def next_chunk(self, lanes: Collection[int], chunks: int, waiting: int, *, short: bool) -> int:
         """The size of the chunk that enters the ring now.
 
         Args:
             lanes: in the ring.
+            chunks: in the ring.
             waiting: tokens that are still to enter it.
             short: its prompt holds nobody up for long, and need not keep the pace.
         """
         size = self._sizes[0]
         if not short:
-            size = self.chunk_tokens(lanes)
+            size = self.chunk_tokens(lanes, chunks)
             self.chunked()
         return size if lanes else self._lone.next(waiting)
 
-    def chunk_tokens(self, lanes: Iterable[int]) -> int:
-        """The size of the next chunk, with these lanes in the ring."""
+    def chunk_tokens(self, lanes: Collection[int], chunks: int = 0) -> int:
+        """The size of the next chunk, with these lanes and so many chunks in the ring."""
         if not self._left:
+            if not chunks:
+                self._chunk_s = 0.0
             self._burst, self._size = self._plan(lanes)
+            self._chunk_s = self._expected_s(self._size)
         return self._size
 
-    def _plan(self, lanes: Iterable[int]) -> tuple[int, int]:
+    def _plan(self, lanes: Collection[int]) -> tuple[int, int]:
         """How many chunks the next burst has, and of which size."""
-        round_s = sum(self._step_s.get(lane, 0.0) for lane in lanes)
+        steps = [self._step_s.get(lane, 0.0) for lane in lanes]
+        # Steps of few lanes leave stages idle: each goes once around the ring all the same.
+        round_s = max(sum(steps), self._stages * max(steps, default=0.0))
         if not round_s or not self._token_s:
             return self._stages, self._sizes[0]
-        most = BURST_SHARE * round_s / self._token_s
-        bursts = [
-            (count, size)
-            for size in self._sizes
-            for count in range(1, self._stages + 1)
-            if (count + self._stages - 1) * size <= most
-        ]
-        # Of bursts that bring as much, the one with the smallest chunks passes soonest.
-        return max(bursts, key=lambda b: (b[0] * b[1], -b[1]), default=(1, self._sizes[-1]))
+        sizes = [s for s in self._sizes if s >= self._lone.fixed_tokens / 2] or self._sizes[:1]
+        bursts = []
+        for size in sizes:
+            chunk_s = self._expected_s(size)
+            more_s = (self._stages - 1) * max(0.0, chunk_s - self._chunk_s)
+            for count in range(1, self._stages + 1):
+                if count * chunk_s + more_s <= BURST_SHARE * round_s:
+                    bursts.append((count, size))
+        # Of bursts that bring as much, the one with the fewest chunks costs least.
+        return max(bursts, key=lambda b: (b[0] * b[1], b[1]), default=(1, sizes[-1]))
+
+    def _expected_s(self, tokens: int) -> float:
+        return self._token_s * (self._lone.fixed_tokens + tokens)
 
 
 def _mean(before: float, now: float) -> float:
