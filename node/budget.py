@@ -21,9 +21,19 @@ class _Cost:
 
     def row(self, tokens: int, beyond: int = 0) -> int:
         """Bytes of a row so long; a window may hold ``beyond`` more tokens than its size."""
-        padded = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
-        windowed = min(padded, self.window + beyond) if self.window else 0
-        return self.fixed + self.per_token * padded + self.window_per_token * windowed
+        return self._of(_padded(tokens), beyond)
+
+    def lane(self, rows: int, longest: int) -> int:
+        """Bytes of a lane. Merged rows may have begun to grow at any length, a lone one at none.
+
+        mlx-lm's caches are as long as their tokens when rows are merged, and grow from there.
+        """
+        more = GROWTH_TOKENS - 1 if rows > 1 else 0
+        return rows * self._of(_padded(longest) + more, 0)
+
+    def _of(self, tokens: int, beyond: int) -> int:
+        windowed = min(tokens, self.window + beyond) if self.window else 0
+        return self.fixed + self.per_token * tokens + self.window_per_token * windowed
 
 
 class Budget:
@@ -61,7 +71,7 @@ class Budget:
         lanes, alone = list(lanes), list(alone)
         most = 0
         for stage, cost in enumerate(self._costs):
-            held = [rows * cost.row(longest) for rows, longest in lanes]
+            held = [cost.lane(rows, longest) for rows, longest in lanes]
             total = sum(held) + max(held, default=0)
             total += sum(cost.row(tokens, self._chunk_tokens) for tokens in alone)
             if kept_bytes:
@@ -72,3 +82,7 @@ class Budget:
     def kept(self, tokens: int) -> list[int]:
         """Bytes of a kept prefix of so many tokens, on each stage."""
         return [cost.row(tokens, self._chunk_tokens) for cost in self._costs]
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS

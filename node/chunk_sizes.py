@@ -18,10 +18,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-FIXED_TOKENS = 1.0  # a, until two sizes have been measured: as on MLX's CPU backend
+from parallax.node.times import Times
+
+# a, until two sizes have been measured, of the largest size: 1 of 32 on MLX's CPU backend; on GPUs
+# reading the weights takes as long as computing some tens of tokens.
+FIXED_SHARE = 32
 LEAST_FIXED = 0.5  # what is believed of measurements
-MOST_FIXED_SHARE = 8  # of the largest size, at most one part of so many: it is chosen to be large
-_WEIGHT = 0.2  # of a new one
+FRESH_CHUNKS = 1024  # for how many a measurement counts
+REVIEW_CHUNKS = 4  # how often fixed costs are worked out anew
+MOST_FIXED_SHARE = 2  # of the largest size, one part of so many: it is chosen to be large
 
 
 class ChunkSizes:
@@ -35,13 +40,13 @@ class ChunkSizes:
     def __init__(self, stages: int, sizes: Sequence[int]) -> None:
         self._stages = stages
         self._sizes = sizes
-        # By the largest power of two that is no larger than a chunk: means of its tokens, of
-        # the slowest stage's time, and of the share of that which the last stage takes.
-        self._tokens: dict[int, float] = {}
-        self._stage_s: dict[int, float] = {}
-        self._shares: dict[int, float] = {}
-        self._fixed = FIXED_TOKENS
+        # By the largest power of two that is no larger than a chunk: its tokens, the slowest
+        # stage's time, and the share of that which the last stage takes.
+        self._tokens, self._stage_s, self._shares = (Times(FRESH_CHUNKS) for _ in range(3))
+        self._chunks = 0
+        self._fixed = sizes[0] / FIXED_SHARE
         self._most_fixed = max(4.0, sizes[0] / MOST_FIXED_SHARE)
+        self._doubtful = True
         self._share = 1.0
         self._first = sizes[0]  # the size that the chunks now on their way began with
         self._left = 0  # tokens behind the chunk that was asked for last
@@ -51,19 +56,32 @@ class ChunkSizes:
         """How many tokens more a chunk would have to have to take as long without fixed costs."""
         return self._fixed
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether too few sizes were sent lately to tell fixed costs from others."""
+        return self._doubtful
+
     def measured(self, tokens: int, slowest_s: float, last_s: float) -> None:
         """A chunk came back: what the slowest and the last stage took for it."""
         if tokens < 1 or not 0 < last_s <= slowest_s:
             return
+        self._chunks += 1
         size = 1 << (tokens.bit_length() - 1)
-        _average(self._tokens, size, tokens)
-        _average(self._stage_s, size, slowest_s)
-        _average(self._shares, size, last_s / slowest_s)
-        self._share = statistics.fmean(self._shares.values())
-        if len(self._stage_s) > 1:
-            line = statistics.linear_regression(
-                list(self._tokens.values()), list(self._stage_s.values())
-            )
+        self._tokens.add(size, tokens, self._chunks)
+        self._stage_s.add(size, slowest_s, self._chunks)
+        enough = self._shares.add(size, last_s / slowest_s, self._chunks)
+        if enough or self._chunks % REVIEW_CHUNKS == 0:
+            self._work_out()
+
+    def _work_out(self) -> None:
+        shares = self._shares.known(self._chunks)
+        if shares:
+            self._share = statistics.fmean(shares.values())
+        tokens = list(self._tokens.known(self._chunks).values())
+        stage_s = list(self._stage_s.known(self._chunks).values())
+        self._doubtful = len(stage_s) < 2
+        if not self._doubtful:
+            line = statistics.linear_regression(tokens, stage_s)
             fixed = line.intercept / line.slope if line.slope > 0 else self._most_fixed
             self._fixed = min(self._most_fixed, max(LEAST_FIXED, fixed))
 
@@ -99,8 +117,3 @@ class ChunkSizes:
             if half <= size and self._drains(larger):
                 tokens += half * self._share / (1 - self._share)
         return tokens
-
-
-def _average(known: dict[int, float], size: int, value: float) -> None:
-    before = known.get(size, value)
-    known[size] = before + _WEIGHT * (value - before)

@@ -12,11 +12,12 @@ ring at once.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from parallax.node.budget import GROWTH_TOKENS, Budget
-from parallax.node.prefill_pace import MOST_OVERTAKING, PrefillPace
+from parallax.node.prefill_pace import PrefillPace
+from parallax.node.prefill_queue import PrefillQueue
 from parallax.node.prefix_cache import PrefixCache
 from parallax.node.sequences import Lane, Phase, Sequence, forecast, is_short, least_padding
 from parallax.node.speculation import Block, Speculation
@@ -71,8 +72,7 @@ class Conductor:
         self._lanes = [Lane(i) for i in range(max(1, shape.lanes) + shape.spare_lanes)]
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
-        self._prefill: deque[Sequence] = deque()
-        self._overtaking = 0  # chunks since the first of them had one
+        self._prefill = PrefillQueue(shape)
         self._flights: dict[int, _Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
@@ -118,6 +118,7 @@ class Conductor:
         self._next_sequence += 1
         self._sequences[sequence.id] = sequence
         self._by_request[key] = sequence
+        sequence.known = self._prefixes.known_tokens(sequence)
         self._prefill.append(sequence)
         self._pump(out)
         return out
@@ -281,8 +282,7 @@ class Conductor:
         self._trim(sequence, sequence.length)
         del self._sequences[sequence.id]
         del self._by_request[(sequence.request, sequence.attempt)]
-        if sequence in self._prefill:
-            self._prefill.remove(sequence)
+        self._prefill.discard(sequence)
         lane = sequence.lane
         if lane is not None:
             if sequence in lane.rows:
@@ -377,7 +377,7 @@ class Conductor:
     def _prefill_allowed(self) -> bool:
         """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
         chunks, decoding = self._chunks(), self._decoding()
-        if not is_short(self._next_prompt(), self._shape) and not self._pace.due(decoding):
+        if not is_short(self._prefill.next(), self._shape) and not self._pace.due(decoding):
             return False
         # One chunk per stage is in work; one more waits so that stage 0 never idles.
         most = self._stages if decoding else self._stages + 1
@@ -392,27 +392,26 @@ class Conductor:
     def _decoding(self) -> list[int]:
         return [lane.id for lane in self._lanes if lane.in_flight]
 
-    def _next_prompt(self) -> Sequence:
-        """The next to be prefilled: a short one holds up nobody for long."""
-        asked = self._prefill if self._overtaking < MOST_OVERTAKING else ()
-        return next((s for s in asked if is_short(s, self._shape)), self._prefill[0])
-
     def _inject_chunk(self, out: Output) -> None:
-        sequence = self._next_prompt()
-        self._overtaking = 0 if sequence is self._prefill[0] else self._overtaking + 1
+        sequence = self._prefill.next()
         self._begin(sequence)
         start = sequence.cached
         if start < sequence.prefill_length:
-            short, waiting = is_short(sequence, self._shape), sum(s.left for s in self._prefill)
-            grid = self._pace.next_chunk(self._decoding(), self._chunks(), waiting, short=short)
+            grid = self._pace.next_chunk(
+                self._decoding(),
+                self._chunks(),
+                self._prefill.tokens,
+                short=is_short(sequence, self._shape),
+            )
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
             self._inject(out, frame, _Flight(wire.PREFILL, len(tokens)))
+            self._prefill.taken(sequence, len(tokens))
             sequence.cached = end
             self._prefixes.prefilled(sequence, self._joined_bytes)
         if sequence.cached >= sequence.prefill_length:
-            self._prefill.remove(sequence)
+            self._prefill.discard(sequence)
             sequence.phase = Phase.READY
             shapes = [(lane.members, lane.longest) for lane in self._lanes]
             lane = self._lanes[least_padding(shapes, sequence.length, self._shape)]

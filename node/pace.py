@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from dataclasses import dataclass
+
+from parallax.node.times import Times
 
 SIZES = (1, 2, 4, 8, 16)  # tokens in a frame
 # Until two sizes have been measured: on MLX's CPU backend four tokens take as long as three frames.
 GROWTH = 2 / 3
-SAMPLES = 9
-ENOUGH_SAMPLES = 3  # the first one may contain the compilation of kernels
 REVIEW_FRAMES = 8  # how often times are worked out anew
-FRESH_FRAMES = 128  # a size that was not sent for so long is tried anew
 SUREST = 0.98
 WORTH = 1.1  # drafts must promise so many times the speed without them
 LARGER = 1.05  # and larger frames so many times that of smaller ones
@@ -47,31 +45,6 @@ class _Pace:
     depth: int  # frames that keep the slowest stage busy
 
 
-class _Times:
-    """The latest measurements of one duration, by the size of frames."""
-
-    def __init__(self) -> None:
-        self._samples: dict[int, deque[float]] = {}
-        self._seen: dict[int, int] = {}
-
-    def add(self, size: int, seconds: float, frame: int) -> bool:
-        """Whether with this one there are enough of them."""
-        samples = self._samples.setdefault(size, deque(maxlen=SAMPLES))
-        if samples and frame - self._seen[size] >= FRESH_FRAMES:
-            samples.clear()
-        samples.append(seconds)
-        self._seen[size] = frame
-        return len(samples) == ENOUGH_SAMPLES
-
-    def known(self, frame: int) -> dict[int, float]:
-        """Medians of sizes that were measured often enough, and not long before ``frame``."""
-        return {
-            size: statistics.median(samples)
-            for size, samples in sorted(self._samples.items())
-            if len(samples) >= ENOUGH_SAMPLES and frame - self._seen[size] < FRESH_FRAMES
-        }
-
-
 class Pace:
     """Measured times of one ring.
 
@@ -84,10 +57,10 @@ class Pace:
         self._stages = stages
         self._sizes = [size for size in SIZES if size <= max(1, largest)]
         self._frames = 0
-        self._stage_s = _Times()
-        self._period_s = _Times()
-        self._alone_s = _Times()
-        self._busy_s = _Times()
+        self._stage_s = Times()
+        self._period_s = Times()
+        self._alone_s = Times()
+        self._busy_s = Times()
         self._work_out()
 
     def observe(self, tokens: int, stage_s: float) -> None:
@@ -124,7 +97,7 @@ class Pace:
                 best, plan = speed, Plan(pace.size, pace.depth, ahead)
         return plan
 
-    def _add(self, times: _Times, size: int, seconds: float) -> None:
+    def _add(self, times: Times, size: int, seconds: float) -> None:
         if times.add(size, seconds, self._frames):
             self._work_out()
 

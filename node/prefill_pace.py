@@ -1,10 +1,12 @@
 """How much of a prompt enters the ring beside running answers, and when. Pure.
 
 A decode step waits behind all the chunks that entered before it. Say that a burst has m of them,
-each of which takes a stage t, on a ring of s stages, and that those of the burst before took t':
-then the step waits for m t + (s - 1) (t - t'), what it costs a stage and what it costs more than
-before to follow the last of them through the others. So while answers run, a burst comes only after
-every lane has taken a step, and it is the largest for which an answer waits less than
+each of which takes a stage t, on a ring of s stages with as many lanes, and that those of the burst
+before took t': then the step waits for m t + (s - 1) (t - t'), what it costs a stage and what it
+costs more than before to follow the last of them through the others. With fewer lanes stages idle,
+and the burst has a head start of a step's time in each that does; from there the step gains on it,
+stage by stage, what a chunk takes longer than a step. So while answers run, a burst comes only
+after every lane has taken a step, and it is the largest for which an answer waits less than
 ``BURST_SHARE`` times as long as for its own steps; at the least it is one chunk of the smallest
 size that is not mostly the fixed cost of a chunk. While none run, chunks are as
 ``node/chunk_sizes.py`` says, which knows what chunks cost. Sizes lie on a grid of halves, and
@@ -21,8 +23,8 @@ from parallax.proto import wire_pb2 as wire
 
 SMALLEST_TOKENS = 4  # beside running answers
 SMALLEST_LONE_TOKENS = 8
-MOST_OVERTAKING = 8  # chunks of short prompts in a row, while another one is first
 BURST_SHARE = 1.4  # what a burst may add to the time that one step of every lane takes
+TRY_EVERY = 128  # bursts, while fixed costs are in doubt: fewer than one gap in a hundred
 _WEIGHT = 0.2  # of a new measurement
 
 
@@ -39,6 +41,8 @@ class PrefillPace:
         self._burst = self._stages  # chunks of a burst
         self._chunk_s = 0.0  # what one of the last burst was expected to take
         self._left = 0  # of this one, still to come
+        self._planned_for: set[int] = set()  # lanes that were in the ring when it was planned
+        self._doubts = 0  # bursts planned while fixed costs were in doubt
         size = max(1, shape.chunk_tokens)
         self._sizes = [size]
         any_size = shape.block_tokens > 1 and all(cost.answers for cost in costs)
@@ -76,6 +80,9 @@ class PrefillPace:
 
     def due(self, lanes: Iterable[int]) -> bool:
         """Whether a chunk may go, with these lanes in the ring."""
+        lanes = set(lanes)
+        if not lanes <= self._planned_for:
+            self._left = 0  # of a burst for which nobody who came since was asked
         return self._left > 0 or self._stepped.issuperset(lanes)
 
     def next_chunk(self, lanes: Collection[int], chunks: int, waiting: int, *, short: bool) -> int:
@@ -98,7 +105,10 @@ class PrefillPace:
         if not self._left:
             if not chunks:
                 self._chunk_s = 0.0
+            self._planned_for = set(lanes)
             self._burst, self._size = self._plan(lanes)
+            if lanes and self._lone.doubtful:
+                self._try_larger()
             self._chunk_s = self._expected_s(self._size)
         return self._size
 
@@ -110,15 +120,30 @@ class PrefillPace:
         if not round_s or not self._token_s:
             return self._stages, self._sizes[0]
         sizes = [s for s in self._sizes if s >= self._lone.fixed_tokens / 2] or self._sizes[:1]
-        bursts = []
-        for size in sizes:
-            chunk_s = self._expected_s(size)
-            more_s = (self._stages - 1) * max(0.0, chunk_s - self._chunk_s)
-            for count in range(1, self._stages + 1):
-                if count * chunk_s + more_s <= BURST_SHARE * round_s:
-                    bursts.append((count, size))
+        bursts = [
+            (count, size)
+            for size in sizes
+            for count in range(1, self._stages + 1)
+            if self._wait_s(count, self._expected_s(size), steps) <= BURST_SHARE * round_s
+        ]
         # Of bursts that bring as much, the one with the fewest chunks costs least.
         return max(bursts, key=lambda b: (b[0] * b[1], b[1]), default=(1, sizes[-1]))
+
+    def _wait_s(self, count: int, chunk_s: float, steps: Sequence[float]) -> float:
+        """How long a step waits behind a burst that enters right behind the last of them."""
+        behind = self._stages - 1
+        if len(steps) > behind:
+            return count * chunk_s + behind * max(0.0, chunk_s - self._chunk_s)
+        idle_s = (self._stages - len(steps)) * max(steps)
+        first_s = count * chunk_s - idle_s
+        last_s = first_s + behind * (chunk_s - max(steps))
+        return max(first_s, last_s)
+
+    def _try_larger(self) -> None:
+        """Now and then another size, or nobody would learn that it is better."""
+        self._doubts += 1
+        if self._doubts % TRY_EVERY == 0 and self._size < self._sizes[0]:
+            self._burst, self._size = 1, self._sizes[self._sizes.index(self._size) - 1]
 
     def _expected_s(self, tokens: int) -> float:
         return self._token_s * (self._lone.fixed_tokens + tokens)

@@ -24,7 +24,7 @@ from parallax.proto import wire_pb2 as wire
 
 UNLIMITED = (1 << 32) - 1  # ``CacheCost.trim_tokens`` of caches that can be cut at any length
 FINEST_STEP_TOKENS = 32  # a prefix is used in such steps at the finest; a divisor of most grids
-MOST_KEPT = 128  # so that small prefixes too are bounded in number
+MOST_KEPT = 1024  # so that small prefixes too are bounded in number
 
 
 class PrefixCache:
@@ -67,6 +67,13 @@ class PrefixCache:
             return None
         found = self._index.longest(sequence.slice(0, sequence.prefill_length))
         return found[0] if found else None
+
+    def known_tokens(self, sequence: Sequence) -> int:
+        """How many tokens of a sequence :meth:`begin` would not have to prefill."""
+        if not self._works or not len(self._index):
+            return 0
+        found = self._index.longest(sequence.slice(0, sequence.prefill_length))
+        return found[1] if found else 0
 
     def begin(self, sequence: Sequence) -> None:
         """A sequence's prefill begins: with a copy of the longest kept prefix, if there is one."""

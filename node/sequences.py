@@ -36,6 +36,7 @@ class Sequence:
     end_tokens: frozenset[int]
     phase: Phase = Phase.PREFILL
     cached: int = 0  # tokens in its caches once the frames injected so far have run
+    known: int = 0  # tokens of a kept prefix that it will probably begin with
     begun: bool = False  # its prefill, perhaps with a kept prefix
     left_at_begin: int = 0  # tokens to prefill then
     forked: int = 0  # tokens of that prefix, until they are reported
@@ -115,7 +116,7 @@ def forecast(
 
 def is_short(sequence: Sequence, shape: wire.RingShape) -> bool:
     """Whether its prefill is a hiccup for running answers, not worth a slower start."""
-    tokens = sequence.left_at_begin if sequence.begun else sequence.left
+    tokens = sequence.left_at_begin if sequence.begun else sequence.left - sequence.known
     return tokens <= SHORT_CHUNKS * max(1, shape.chunk_tokens)
 
 
@@ -123,7 +124,8 @@ def least_padding(shapes: list[tuple[int, int]], length: int, shape: wire.RingSh
     """The lane to join: fewest members, so that every stage has a batch; then least padding.
 
     Every row of a lane is padded to the longest, in memory and at each step. A row that would mean
-    much of that goes to a spare lane, at the cost of a step of its own.
+    much of that goes to a spare lane, at the cost of a step of its own; where it would mean much
+    everywhere, to the lane where it means least.
 
     ``shapes``: members and longest of each lane; where all are full, any will do.
     """
@@ -144,4 +146,7 @@ def least_padding(shapes: list[tuple[int, int]], length: int, shape: wire.RingSh
         return chosen
     spare = [number for number in range(usual, len(shapes)) if shapes[number][0] < most]
     better = min(spare, key=lambda number: (padding(number), number), default=chosen)
-    return better if padding(better) <= MUCH_PADDING_TOKENS else chosen
+    if padding(better) <= MUCH_PADDING_TOKENS:
+        return better
+    free = [number for number in range(len(shapes)) if shapes[number][0] < most]
+    return min(free, key=lambda number: (padding(number), number), default=chosen)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import KVCache
 
 from parallax.node.budget import Budget
 from parallax.node.lanes import Lanes
@@ -21,7 +22,8 @@ WINDOW = wire.CacheCost(window_bytes_per_token=3, window_tokens=100)
 def test_rows_are_charged_by_padded_length_with_a_copy_of_the_largest_lane() -> None:
     budget = Budget(0, 32, [DENSE])
     row = 5 + 2 * 512
-    assert budget.charge([(3, 257), (1, 10)], []) == 3 * row + (5 + 512) + 3 * row
+    merged = row + 2 * 255  # caches that are merged grow from any length
+    assert budget.charge([(3, 257), (1, 10)], []) == 3 * merged + (5 + 512) + 3 * merged
     assert budget.charge([], [257, 10]) == row + 5 + 512
     assert budget.charge([], []) == 0
 
@@ -38,6 +40,20 @@ def test_a_window_holds_a_chunk_more_until_its_row_is_in_a_lane() -> None:
     assert budget.charge([(1, 1000)], []) == 2 * 3 * 100
     assert budget.charge([], [1000]) == 3 * 132
     assert budget.kept(1000) == [3 * 132], "kept as it was prefilled"
+
+
+@pytest.mark.parametrize("length", [200, 239, 255, 256, 257])
+def test_rows_that_are_merged_at_any_length_take_no_more_than_is_charged(length: int) -> None:
+    budget = Budget(0, 32, [wire.CacheCost(bytes_per_token=16)])
+    alone = [KVCache(), KVCache()]
+    for cache in alone:
+        rows = mx.zeros((1, 1, length, 2))
+        cache.update_and_fetch(rows, rows)
+    lane = alone[0].merge(alone)
+    for longest in range(length + 1, length + 600):
+        rows = mx.zeros((2, 1, 1, 2))
+        lane.update_and_fetch(rows, rows)
+        assert lane.nbytes <= budget.charge([(2, longest)], []) // 2
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama_sliding", "gemma3_text", "mamba2", "qwen3_next"])

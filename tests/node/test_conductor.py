@@ -102,7 +102,7 @@ def test_no_room_is_said_at_once() -> None:
 
 
 def test_what_outgrows_the_budget_is_handed_back_youngest_first() -> None:
-    ring = make_ring(lanes=1, rows=4, grid=64, budget=4 * 512)
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=4 * (512 + 255))
     ring.take(ring.conductor.submit(submit(1, [1] * 20, 600, NEVER)))
     ring.take(ring.conductor.submit(submit(2, [2] * 20, 600, NEVER)))
     ring.run_out()
@@ -113,7 +113,7 @@ def test_what_outgrows_the_budget_is_handed_back_youngest_first() -> None:
 
 
 def test_nobody_is_taken_in_who_would_be_handed_back_soon() -> None:
-    ring = make_ring(lanes=1, rows=4, grid=64, budget=2 * 2 * 256)
+    ring = make_ring(lanes=1, rows=4, grid=64, budget=2 * 2 * (256 + 255))
     ring.take(ring.conductor.submit(submit(1, [1] * 200, 120, NEVER)))
     ring.take(ring.conductor.submit(submit(2, [2] * 200, 120, NEVER)))
     assert ring.ends == {2: wire.END_REFUSED}, "both would fit until their 257th token"

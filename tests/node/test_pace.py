@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from parallax.node.pace import FRESH_FRAMES, SIZES, Pace
+from parallax.node.pace import SIZES, Pace
+from parallax.node.times import FRESH_FRAMES
 
 
 def measured(times: dict[int, float], stages: int = 2, round_trip_s: float = 0.0) -> Pace:

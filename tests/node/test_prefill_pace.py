@@ -189,6 +189,51 @@ def test_short_prompts_pass_a_long_one_and_go_at_full_speed() -> None:
     assert one.now - 5.5 < 2 * 60 * TOKEN_S + 4 * 2 * STEP_S + 0.1
 
 
+@pytest.mark.parametrize("streams", [0, 4])
+def test_a_long_prompt_keeps_a_share_however_many_short_ones_pass_it(streams: int) -> None:
+    one = ring(2)
+    for request in range(1, 1 + streams):
+        one.submit(request, 10)
+    one.run_until(2.0)
+    one.submit(100, 2048, 1)
+    short = 200
+    for short in range(200, 206):
+        one.submit(short, 60, 1)
+    waiting = {*range(200, 206)}
+    while 100 not in one.delivered:
+        one.run_until(one.now + 0.01)
+        for ended in waiting & one.delivered.keys():
+            waiting.discard(ended)
+            short += 1
+            waiting.add(short)
+            one.submit(short, 60, 1)
+    assert short > 220, "short ones went before it"
+    alone = 2048 * TOKEN_S
+    assert one.now - 2.0 < (8 if not streams else 20) * alone
+
+
+def test_a_chat_whose_prefix_is_kept_passes_a_long_prompt() -> None:
+    one = ring(2)
+    one.conductor = Conductor(
+        1, shape(2), 2, [wire.CacheCost(answers=True, forks=True, trim_tokens=(1 << 32) - 1)] * 2
+    )
+    one.submit(1, 1000, 1)
+    while 1 not in one.delivered:
+        one.run_until(one.now + 0.01)
+    for request in range(2, 6):
+        one.take(
+            one.conductor.submit(
+                wire.Submit(request=request, attempt=1, prompt=[request] * 2048, max_tokens=1)
+            )
+        )
+    begin = one.now
+    one.submit(6, 1020, 1)  # goes on from the first one
+    while 6 not in one.delivered:
+        one.run_until(one.now + 0.01)
+    assert not one.delivered.keys() & {2, 3, 4, 5}
+    assert one.now - begin < 0.5
+
+
 def test_where_results_depend_on_the_grid_there_is_one_size() -> None:
     one = ring(2, exact=False)
     for request in range(1, 9):
@@ -217,7 +262,7 @@ def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
     assert pace.chunk_tokens([]) == 32
     assert pace.chunk_tokens([0, 1], 0) == 16  # the first: 2 * 17 * 1.9 ms of 1.4 * 80 ms
     assert pace.chunk_tokens([0, 1], 1) == 32  # behind another: (33 + 16) * 1.9 ms
-    assert pace.chunk_tokens([0], 0) == 16  # a lone lane leaves stages idle
+    assert pace.chunk_tokens([0], 0) == 32  # a lone lane leaves a stage idle: 2 * 33 * 1.9 - 80 ms
     for _ in range(100):
         pace.measured_step(0, 0.0001)
         pace.measured_step(1, 0.0001)
@@ -242,7 +287,16 @@ def test_a_burst_is_due_when_every_lane_has_stepped_since_the_last_one_began() -
     assert not pace.due([0, 1])
     pace.stepped(1)
     assert pace.due([0, 1])
-    pace.chunked()
+    pace.next_chunk([0, 1], 0, 100, short=False)
     assert pace.due([0, 1])  # the burst's second
-    pace.chunked()
+    pace.next_chunk([0, 1], 1, 68, short=False)
     assert not pace.due([0])
+
+
+def test_what_is_left_of_a_burst_waits_for_those_who_came_since() -> None:
+    pace = PrefillPace(shape(2), costs(2))
+    pace.next_chunk([], 0, 100, short=False)
+    assert pace.due([])
+    assert not pace.due([0])
+    pace.stepped(0)
+    assert pace.due([0])

@@ -32,3 +32,9 @@ def test_padding_that_cannot_be_avoided_is_no_reason_to_use_a_spare_lane() -> No
     assert least_padding([(1, 100), (1, 100)], long, few) == 0
     spread = [(1, 100), (1, 100), (1, 9 * long), (2, 9 * long)]
     assert least_padding(spread, long, SHAPE) == 0
+
+
+def test_where_every_lane_means_much_padding_it_is_the_one_that_means_least() -> None:
+    lanes = [(4, 300), (4, 300), (1, 10_000), (1, 30_000)]
+    assert least_padding(lanes, 60_000, SHAPE) == 3
+    assert least_padding([*lanes[:3], (4, 30_000)], 60_000, SHAPE) == 2
