@@ -31,6 +31,8 @@ MOST_ENDPOINTS = 64
 MOST_LANES = 4096
 MOST_WINDOW = 65_536  # frames
 MOST_CHUNK = 8192  # tokens
+MOST_EVENTS = 4096  # tokens, and ends, in one report of a ring's head
+MOST_TOTAL = 1 << 50  # of what is counted since an epoch began
 
 _NAMES = ("node_id", "name", "chip", "platform", "backend", "kind", "digest", "phase", "host")
 _PROSE = ("what", "why", "fix", "value")  # of faults: may have lines
@@ -49,6 +51,10 @@ _MOST: Mapping[str, int] = {
     "draft_tokens": MOST_CHUNK,
     "window_frames": MOST_WINDOW,
     "accelerators": 1024,
+    "free_rows": MOST_LANES * MOST_LANES,
+    "kept": MOST_MESSAGES,
+    "drafted_tokens": MOST_TOTAL,
+    "accepted_tokens": MOST_TOTAL,
     "max_tokens": (1 << 31) - 1,
 }
 _ANY_SIGN = ("presence_penalty", "frequency_penalty", "logit_bias", "value")

@@ -80,9 +80,11 @@ def _options(limits: Limits, receive_bytes: int) -> list[tuple[str, int | str]]:
     ]
 
 
-def _client_options(limits: Limits) -> list[tuple[str, int | str]]:
+def _client_options(
+    limits: Limits, receive_bytes: int | None = None
+) -> list[tuple[str, int | str]]:
     return [
-        *_options(limits, limits.message_bytes + MESSAGE_SLACK_BYTES),
+        *_options(limits, receive_bytes or limits.message_bytes + MESSAGE_SLACK_BYTES),
         ("grpc.enable_http_proxy", 0),  # neighbours are never behind a proxy
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
@@ -123,6 +125,7 @@ async def open_channel(
     limits: Limits,
     credentials: Credentials,
     scheduler: bool = False,
+    receive_bytes: int | None = None,
 ) -> tuple[grpc.aio.Channel, wire.Endpoint]:
     """Connects to a member of the cluster: to the first endpoint that answers, the best kind first.
 
@@ -135,6 +138,7 @@ async def open_channel(
         limits: ``connect_s`` bounds the whole.
         credentials: what is shown to the peer, and what its certificate must come from.
         scheduler: whether the peer is a scheduler, for the error's words.
+        receive_bytes: the largest message that is taken; None: what ``limits`` say.
 
     Returns:
         The open channel, to be closed by the caller, and the endpoint that answered.
@@ -146,7 +150,8 @@ async def open_channel(
     """
 
     async def connect(endpoint: wire.Endpoint) -> tuple[grpc.aio.Channel, wire.Endpoint]:
-        channel = _channel(endpoint, expected_peer_id, credentials.for_channel(), limits)
+        shown = credentials.for_channel()
+        channel = _channel(endpoint, expected_peer_id, shown, limits, receive_bytes)
         try:
             await _who(channel, limits)
         except LinkBroken as error:
@@ -298,10 +303,14 @@ async def _places(
 
 
 def _channel(
-    endpoint: wire.Endpoint, peer_id: str, credentials: grpc.ChannelCredentials, limits: Limits
+    endpoint: wire.Endpoint,
+    peer_id: str,
+    credentials: grpc.ChannelCredentials,
+    limits: Limits,
+    receive_bytes: int | None = None,
 ) -> grpc.aio.Channel:
     named = ("grpc.ssl_target_name_override", dns_name(peer_id))
-    options = [*_client_options(limits), named]
+    options = [*_client_options(limits, receive_bytes), named]
     return grpc.aio.secure_channel(_target(endpoint), credentials, options=options)
 
 

@@ -148,6 +148,7 @@ class Enrolment:
         key = new_key()
         request = wire.RenewRequest(csr=signing_request(self._credentials.identity, key))
         reply = await rpc.MembershipStub(channel).Renew(request, timeout=self._limits.call_s)
+        bounds.check(reply)
         self._adopt(key_pem(key), reply.certificate, self._credentials.scheduler_id)
         log.info("the certificate is renewed")
 

@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 from parallax.fabric.blocks import BLOCK_BYTES, SUM_BYTES, Marks
+from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
 from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import ClusterError, LinkBroken, ParallaxError, WeightsMissing
@@ -250,6 +251,7 @@ class Fetch:
         while True:
             try:
                 told = await (await line.stub()).Holds(asked, timeout=self._limits.call_s)
+                check(told)
             except (ClusterError, grpc.aio.AioRpcError) as error:
                 self._why = await line.failed(error)
             else:
@@ -304,6 +306,7 @@ class Fetch:
             count=len(parcel.blocks),
         )
         told = await (await self._scheduler.stub()).Sums(sums, timeout=self._limits.call_s)
+        check(told)
         if len(told.sums) != len(parcel.blocks) * SUM_BYTES:
             raise LinkBroken("the scheduler told too few sums")
         arrival.asked = line

@@ -2,7 +2,7 @@
 
 Frames go to this node's own stage, answers to the scheduler's stream. Answers
 that wait for the stream are merged into one report, so a slow scheduler costs
-memory only for the tokens themselves.
+memory only for the tokens themselves; one of very many leaves in parts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from parallax.fabric.bounds import check_submit
+from parallax.fabric.bounds import MOST_EVENTS, check_submit
 from parallax.fabric.errors import FrameRefused, InternalError, ParallaxError, StageStuck
 from parallax.fabric.limits import Limits
 from parallax.node.conductor import Conductor, Output
@@ -110,7 +110,8 @@ class Head:
                 with self._lock:
                     report, self._report = self._report, wire.HeadReport(epoch=self._epoch)
                     report.load.CopyFrom(self._conductor.load())
-                yield report
+                for part in parts_of(report):
+                    yield part
         finally:
             self._streams -= 1
             self._orphan_since = time.monotonic()
@@ -210,3 +211,19 @@ class Head:
         if self._member is not None:
             self._member.end(error)
         self.report()
+
+
+def parts_of(report: wire.HeadReport) -> list[wire.HeadReport]:
+    """The reports of at most :data:`MOST_EVENTS` tokens, and ends, that say the same.
+
+    Tokens go before ends, and what the ring looks like after all of them goes last.
+    """
+    tokens, ends = report.tokens, report.ends
+    if len(tokens) <= MOST_EVENTS and len(ends) <= MOST_EVENTS:
+        return [report]
+    most, epoch = MOST_EVENTS, report.epoch
+    steps = [range(0, len(events), most) for events in (tokens, ends)]
+    parts = [wire.HeadReport(epoch=epoch, tokens=tokens[at : at + most]) for at in steps[0]]
+    parts += [wire.HeadReport(epoch=epoch, ends=ends[at : at + most]) for at in steps[1]]
+    parts[-1].load.CopyFrom(report.load)
+    return parts

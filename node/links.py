@@ -6,9 +6,10 @@ import time
 
 import grpc.aio
 
+from parallax.fabric.bounds import check
 from parallax.fabric.channels import open_channel
 from parallax.fabric.credentials import Credentials
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import MessageRefused, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -35,13 +36,14 @@ async def measure(
         round_trips = []
         for _ in range(ROUND_TRIPS):
             begin = time.perf_counter()
-            await probe(wire.ProbeRequest(), timeout=limits.call_s)
+            check(await probe(wire.ProbeRequest(), timeout=limits.call_s))
             round_trips.append(time.perf_counter() - begin)
         payload = bytes(limits.piece_bytes)
         begin = time.perf_counter()
-        await probe(wire.ProbeRequest(payload=payload), timeout=limits.call_s)
+        reply = await probe(wire.ProbeRequest(payload=payload), timeout=limits.call_s)
         transfer_s = max(1e-6, time.perf_counter() - begin - min(round_trips))
-    except grpc.aio.AioRpcError:
+        check(reply)
+    except (grpc.aio.AioRpcError, MessageRefused):
         return None
     finally:
         await channel.close()

@@ -1980,7 +1980,9 @@ Global___PrefixLoad: _TypeAlias = PrefixLoad  # noqa: Y015
 
 @_typing.final
 class HeadReport(_message.Message):
-    """The events of one ring step, in order: tokens first, then ends."""
+    """The events of one ring step, or of several if the stream was slow, in order: tokens first, then
+    ends; at most 4,096 of each.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

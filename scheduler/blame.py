@@ -99,7 +99,8 @@ class Blame:
         """
         suspects = tuple(silent) or suspects_of(nodes, reporter, error)
         work = reporter is not None and is_work(error)
-        hearsay = reporter is None and not silent
+        # What the scheduler itself read of the head, the head cannot explain away.
+        hearsay = reporter is None and not silent and not isinstance(error, MessageRefused)
         broken = _Break(epoch, nodes, suspects, work, now, _said(error), hearsay)
         self._breaks.append(broken)
         if self._in_a_row(nodes) >= ENOUGH:

@@ -7,7 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from parallax.fabric.errors import InternalError, LinkBroken, ParallaxError, from_fault
+from parallax.fabric.errors import (
+    InternalError,
+    LinkBroken,
+    MessageRefused,
+    ParallaxError,
+    from_fault,
+)
 from parallax.fabric.events import Event, Ready
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import Tasks
@@ -201,6 +207,9 @@ class Formation:
         ring = self.reconciler.by_epoch(epoch)
         if ring is None:
             return
+        if reporter is None and isinstance(error, MessageRefused):
+            self._metrics.message_refused("report")
+            error = of_node(self._roster.name_of(ring.nodes[0]), error)
         log.warning("ring %d broke: %s", epoch, error.sentence)
         now = time.monotonic()
         self.blame.broke(ring.nodes, epoch, error, now, reporter=reporter, silent=silent)

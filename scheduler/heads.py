@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import grpc
 import grpc.aio
 
 from parallax.fabric.channels import open_channel
@@ -15,10 +16,12 @@ from parallax.fabric.errors import LinkBroken, MessageRefused, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler.head_account import REPORT_BYTES, HeadAccount
 
 log = logging.getLogger(__name__)
 
 OUTBOX_ORDERS = 4096
+TOO_LARGE = "Received message larger"  # as gRPC says it of a message that is not read
 
 
 class HeadListener(Protocol):
@@ -47,11 +50,17 @@ class HeadLink:
         self._listener = listener
         self._limits = limits
         self._credentials = credentials
+        self._account = HeadAccount()
         self._outbox: asyncio.Queue[wire.HeadOrder] = asyncio.Queue(maxsize=OUTBOX_ORDERS)
         self._task = asyncio.create_task(self._run())
 
     def submit(self, submit: wire.Submit) -> None:
         """Sends a request to the ring."""
+        try:
+            self._account.sent(submit)
+        except MessageRefused as error:
+            self._refuse(error.sentence)
+            return
         self._put(wire.HeadOrder(epoch=self.epoch, submit=submit))
 
     def cancel(self, cancel: wire.Cancel) -> None:
@@ -70,9 +79,17 @@ class HeadLink:
             self._lost("its orders pile up")
 
     def _lost(self, why: str) -> None:
-        error = LinkBroken(
-            f"The stream to the head of ring {self.epoch} broke", why, peer=self._node_id
+        self._tell(
+            LinkBroken(
+                f"The stream to the head of ring {self.epoch} broke", why, peer=self._node_id
+            )
         )
+
+    def _refuse(self, why: str) -> None:
+        """What the head says cannot be: nobody else is to blame."""
+        self._tell(MessageRefused(f"The head of ring {self.epoch} reports what cannot be", why))
+
+    def _tell(self, error: ParallaxError) -> None:
         lost: Callable[[int, ParallaxError], None] = self._listener.head_lost
         asyncio.get_running_loop().call_soon(lost, self.epoch, error)
 
@@ -81,7 +98,11 @@ class HeadLink:
         writer: asyncio.Task[None] | None = None
         try:
             channel, _ = await open_channel(
-                self._endpoints, self._node_id, limits=self._limits, credentials=self._credentials
+                self._endpoints,
+                self._node_id,
+                limits=self._limits,
+                credentials=self._credentials,
+                receive_bytes=REPORT_BYTES,
             )
             call = rpc.HeadStub(channel).Serve()
             await call.write(wire.HeadOrder(epoch=self.epoch))
@@ -89,10 +110,17 @@ class HeadLink:
             async for report in call:
                 if report.epoch != self.epoch:
                     raise MessageRefused("A head reports of a ring that is not its own")
+                self._account.take(report)
                 self._listener.head_report(report)
             self._lost("the head ended it")
         except grpc.aio.AioRpcError as error:
-            self._lost(error.details() or error.code().name)
+            why = error.details() or error.code().name
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in why:
+                self._refuse(f"a report of over {REPORT_BYTES} bytes")
+            else:
+                self._lost(why)
+        except MessageRefused as error:
+            self._refuse(error.sentence)
         except ParallaxError as error:
             self._lost(error.sentence)
         except Exception as error:

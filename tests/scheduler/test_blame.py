@@ -10,6 +10,7 @@ from parallax.fabric.errors import (
     FrameRefused,
     InternalError,
     LinkBroken,
+    MessageRefused,
     ParallaxError,
     PeerMismatch,
     StageStuck,
@@ -181,6 +182,13 @@ def test_a_head_says_why_although_the_scheduler_had_noticed_first(room: Room) ->
     room.blame.corrected("a", room.epoch, FAILED)
     room.breaks(AB, "b", link("a"))
     assert room.judge() == [("a", "b")], "what a node has said stays said"
+
+
+def test_a_head_that_reports_what_cannot_be_cannot_name_another(room: Room) -> None:
+    for _ in range(2):
+        room.breaks(AB, None, MessageRefused("The head of the ring reports what cannot be"))
+        room.blame.corrected("a", room.epoch, link("b"))
+    assert room.judge() == [("a",)]
 
 
 def test_a_starved_node_takes_back_what_broke_while_it_did_not_run(room: Room) -> None:

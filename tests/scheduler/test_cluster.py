@@ -13,6 +13,7 @@ import pytest
 
 from parallax.fabric.errors import (
     CutRefused,
+    MessageRefused,
     ModelBroken,
     ModelNotFound,
     ModelTooBig,
@@ -432,6 +433,19 @@ async def test_only_those_who_sit_in_a_ring_can_say_of_it(cluster: ClusterServic
     first.report(broken=wire.RingBroken(epoch=epoch, fault=refused))
     assert cluster.reconciler.by_epoch(epoch) is None
     assert b'parallax_messages_refused_total{kind="frame"} 1.0' in cluster._metrics.page()
+
+
+async def test_a_head_that_reports_what_cannot_be_ends_its_ring_and_is_named_and_counted(
+    cluster: ClusterService,
+) -> None:
+    _, _, epoch = await serving(cluster)
+    head = cluster.reconciler.rings[0].nodes[0]
+    cluster.requests.head_lost(epoch, MessageRefused("The head reports what cannot be"))
+    assert cluster.reconciler.by_epoch(epoch) is None
+    (broken,) = cluster._blame._breaks
+    assert broken.suspects == (head,)
+    assert broken.why == f"{cluster.name_of(head)}: The head reports what cannot be"
+    assert b'parallax_messages_refused_total{kind="report"} 1.0' in cluster._metrics.page()
 
 
 async def test_totals_that_shrink_and_figures_beyond_reason_hurt_nobody(

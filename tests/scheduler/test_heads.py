@@ -11,7 +11,7 @@ import pytest
 
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.channels import listen
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import LinkBroken, MessageRefused, ParallaxError
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -20,10 +20,13 @@ from tests.trust import everyone, member, peer
 
 
 class Talking(rpc.HeadServicer):
-    """A head that reports once, of ring 1, and stays."""
+    """A head that reports once, and stays."""
+
+    def __init__(self, report: wire.HeadReport) -> None:
+        self.report = report
 
     async def Serve(self, request_iterator: Any, context: Any) -> AsyncIterator[wire.HeadReport]:
-        yield wire.HeadReport(epoch=1)
+        yield self.report
         await asyncio.Event().wait()
 
 
@@ -40,14 +43,28 @@ class Failing:
         self.lost.set_result(error)
 
 
+OF_NOBODY = wire.HeadReport(epoch=1, tokens=[wire.TokenEvent(request=7)])
+# As many as a message between members has room for: two bytes each there, and far more once read.
+MILLIONS = wire.HeadReport(epoch=1, tokens=[wire.TokenEvent()] * (2 << 20))
+
+
 @pytest.mark.parametrize(
-    ("ring", "why"), [(1, "ZeroDivisionError"), (2, "a ring that is not its own")]
+    ("report", "kind", "why"),
+    [
+        (wire.HeadReport(epoch=1), LinkBroken, "ZeroDivisionError"),
+        (wire.HeadReport(epoch=2), MessageRefused, "a ring that is not its own"),
+        (OF_NOBODY, MessageRefused, "none that it works on"),
+        (MILLIONS, MessageRefused, "over 262144 bytes"),
+    ],
+    ids=["the listener fails", "another ring's", "a request of nobody", "millions of tokens"],
 )
-async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud(ring: int, why: str) -> None:
+async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud(
+    report: wire.HeadReport, kind: type[ParallaxError], why: str
+) -> None:
     addresses = listening_addresses(loopback_only=True)
 
     def register(server: grpc.aio.Server) -> None:
-        rpc.add_HeadServicer_to_server(Talking(), server)
+        rpc.add_HeadServicer_to_server(Talking(report), server)
 
     server, port = await listen(
         addresses,
@@ -59,10 +76,11 @@ async def test_a_report_that_cannot_be_taken_in_ends_the_link_aloud(ring: int, w
     )
     listener = Failing()
     endpoint = wire.Endpoint(host=addresses[0].host, port=port, kind="loopback")
-    link = HeadLink(ring, peer("a"), [endpoint], listener, Limits(), member("boss"))
+    link = HeadLink(1, peer("a"), [endpoint], listener, Limits(), member("boss"))
     try:
         async with asyncio.timeout(60):
             error = await listener.lost
+        assert type(error) is kind
         assert why in error.why
     finally:
         await link.close()
