@@ -1,14 +1,40 @@
-"""Large messages, looked at before they are read as frames."""
+"""Frames by what they take of memory: large ones are looked at before they are read as frames."""
 
 from __future__ import annotations
 
+from parallax.fabric.bounds import MOST_CHUNK
 from parallax.fabric.errors import FrameRefused
 from parallax.proto import wire_pb2 as wire
 
 FIELD_COST_BYTES = 64  # of memory, for the smallest of fields
+# A smaller message is read as it is: what takes two bytes there takes 40 here, 5 MiB in all.
+LOOKED_AT_BYTES = 256 << 10
+MOST_COMMANDS = 65_536  # of one frame: every kept prefix may go at once
+MOST_TOKENS = MOST_CHUNK  # of one frame: a chunk, or one for each row of a lane
 _VARINT, _BYTES = 0, 2  # wire types (protobuf.dev, "Encoding")
 _FIXED = {1: 8, 5: 4}
 _CARRY_TAG = wire.Frame.CARRY_FIELD_NUMBER << 3 | _BYTES
+
+
+def check_counts(frame: wire.Frame) -> None:
+    """See that a frame has no more in it than there can be.
+
+    Raises:
+        FrameRefused: it has too many commands, or tokens.
+    """
+    commands, tokens = len(frame.commands), len(frame.tokens)
+    if commands > MOST_COMMANDS or tokens > MOST_TOKENS:
+        raise FrameRefused(
+            f"A frame with {commands} commands and {tokens} tokens came",
+            f"there are at most {MOST_COMMANDS} and {MOST_TOKENS}",
+            epoch=frame.epoch,
+            number=frame.number,
+        )
+
+
+def weight_of(frame: wire.Frame, size_bytes: int) -> int:
+    """What a frame that came in so many bytes takes of memory while it waits."""
+    return size_bytes + FIELD_COST_BYTES * len(frame.commands)
 
 
 def check_large(message: bytes, most_bytes: int) -> None:

@@ -26,7 +26,8 @@ from parallax.fabric.errors import FrameRefused, InternalError, LinkBroken, Para
 from parallax.fabric.limits import Limits
 from parallax.fabric.tasks import in_thread
 from parallax.node.compute import Compute
-from parallax.node.large_frames import check_large
+from parallax.node.large_frames import LOOKED_AT_BYTES, check_counts, check_large, weight_of
+from parallax.node.pieces import assemble, split
 from parallax.node.shortcomings import error_of
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
@@ -108,7 +109,7 @@ class RingMember:
         self._refused = refused
         self._ticket: Ticket | None = None
         self._sender: DataSender | None = None
-        self._outbox: asyncio.Queue[tuple[float, wire.Frame]] = asyncio.Queue(
+        self._outbox: asyncio.Queue[tuple[float, int, wire.Frame]] = asyncio.Queue(
             maxsize=2 * form.shape.window_frames + 8
         )
         # Results, while it is not known yet which way they go on; touched on the MLX thread only.
@@ -119,7 +120,10 @@ class RingMember:
         self._ended = False
         self._ending = threading.Lock()
         self._expected = 0
-        self._taken_bytes = self._run_bytes = 0  # of carries: taken in, and of them those run
+        self._taken_bytes = self._run_bytes = 0  # of frames: taken in, and of them those run
+        self._held_bytes = 0
+        self._made_bytes = self._left_bytes = 0  # of results: passed on, and of them those sent
+        self._looked_at_bytes = min(LOOKED_AT_BYTES, limits.message_bytes)
         self._inbox_limit = 2 * form.shape.window_frames + 8
         self._inbox_bytes = (form.shape.window_bytes or limits.window_bytes) + limits.frame_bytes
         self.health = wire.StageHealth(epoch=form.epoch, stage=form.index)
@@ -269,11 +273,12 @@ class RingMember:
             if self._ended:
                 self._refused()
                 return
-            self._report_in(self._take(frame))
+            self._report_in(self._take(frame, frame.ByteSize()))
 
     def _received(self, message: bytes) -> float | None:
         """A frame came over the data connection, on whose thread this runs."""
-        if len(message) > self._limits.message_bytes:
+        size = len(message)
+        if size > self._looked_at_bytes:
             check_large(message, self._limits.message_bytes)
         try:
             frame = wire.Frame.FromString(message)
@@ -282,7 +287,7 @@ class RingMember:
         if self._ended:
             self._refused()
             return None
-        return self._take(frame)
+        return self._take(frame, size)
 
     def _data_ended(self, error: ParallaxError | None) -> None:
         ended = LinkBroken(f"The data connection to stage {self.index} ended")
@@ -293,7 +298,7 @@ class RingMember:
             error = LinkBroken(error.what, error.why, error.fix, peer=peer_id)
         self.end(error)
 
-    def _take(self, frame: wire.Frame) -> float | None:
+    def _take(self, frame: wire.Frame, size_bytes: int) -> float | None:
         sane = 0 <= frame.slowest_s < MOST_FRAME_S  # NaN is neither
         if frame.epoch != self.epoch or frame.number != self._expected or not sane:
             self._refused()
@@ -304,29 +309,34 @@ class RingMember:
                 number=frame.number,
             )
         self._expected += 1
+        check_counts(frame)
         if self._returns is not None:
             return self._returns.returned(frame)
-        self._taken_bytes += len(frame.carry)
+        weight = weight_of(frame, size_bytes)
+        self._taken_bytes += weight
         if self._taken_bytes - self._run_bytes > self._inbox_bytes:
             raise FrameRefused(f"The inbox of stage {self.index} is full", epoch=self.epoch)
-        self.process(frame)
+        self.process(frame, weight)
         return None
 
-    def process(self, frame: wire.Frame) -> None:
+    def process(self, frame: wire.Frame, weight: int = 0) -> None:
         """Queues a frame for this stage's layers. Any thread may call it.
+
+        Args:
+            weight: bytes that it takes of the inbox.
 
         Raises:
             FrameRefused: more frames wait than the ring's window allows.
         """
         if self._compute.waiting > self._inbox_limit:
             raise FrameRefused(f"The inbox of stage {self.index} is full", epoch=self.epoch)
-        self._compute.post(lambda: self._run(frame))
+        self._compute.post(lambda: self._run(frame, weight))
 
-    def _run(self, frame: wire.Frame) -> None:
+    def _run(self, frame: wire.Frame, weight: int) -> None:
         if self._ended:
             return
         begin = time.perf_counter()
-        self._run_bytes += len(frame.carry)
+        self._run_bytes += weight
         try:
             result = self._runner.run(frame)
         except ParallaxError as error:
@@ -338,18 +348,41 @@ class RingMember:
             return
         end = time.perf_counter()
         if self._held is not None:
-            self._held.append((end, result))
+            self._hold(self._held, end, result)
         else:
             self._pass_on(end, result)
         self._count(frame, result, end - begin)
 
     def _pass_on(self, computed_at: float, result: wire.Frame) -> None:
         if self._sender is not None:
-            self._sender.send(result.SerializeToString(), lambda: self._hopped(computed_at))
+            message = result.SerializeToString()
+            size = len(message)
+            if self._has_room(size):
+                self._sender.send(message, lambda: self._hopped(computed_at, size))
         elif self.count > 1:
-            self._compute.tell(self._queue, result, computed_at)
+            size = result.ByteSize()
+            if self._has_room(size):
+                self._compute.tell(self._queue, result, computed_at, size)
         elif self._returns is not None:
             self._compute.tell(self._report_in, self._returns.returned(result))
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Whether one more result may wait to be sent: else the ring ends, as with a full inbox."""
+        self._made_bytes += size_bytes
+        if self._made_bytes - self._left_bytes <= self._inbox_bytes:
+            return True
+        self._end_full()
+        return False
+
+    def _end_full(self) -> None:
+        self.end(FrameRefused(f"The outbox of stage {self.index} is full", epoch=self.epoch))
+
+    def _hold(self, held: list[tuple[float, wire.Frame]], at: float, result: wire.Frame) -> None:
+        self._held_bytes += weight_of(result, len(result.carry))
+        if len(held) < self._inbox_limit and self._held_bytes <= self._inbox_bytes:
+            held.append((at, result))
+        else:
+            self._end_full()
 
     def _release(self) -> None:
         """The way on is known: results that were there before it go first. On the MLX thread."""
@@ -357,7 +390,8 @@ class RingMember:
         for computed_at, result in held:
             self._pass_on(computed_at, result)
 
-    def _hopped(self, computed_at: float) -> None:
+    def _hopped(self, computed_at: float, size_bytes: int) -> None:
+        self._left_bytes += size_bytes
         self.health.hops += 1
         self.health.hop_s += time.perf_counter() - computed_at
 
@@ -365,13 +399,13 @@ class RingMember:
         if delay_s is not None and self._returns is not None:
             asyncio.get_running_loop().call_later(delay_s, self._returns.report)
 
-    def _queue(self, frame: wire.Frame, computed_at: float) -> None:
+    def _queue(self, frame: wire.Frame, computed_at: float, size_bytes: int) -> None:
         if self._ended:
             return
         try:
-            self._outbox.put_nowait((computed_at, frame))
+            self._outbox.put_nowait((computed_at, size_bytes, frame))
         except asyncio.QueueFull:
-            self.end(FrameRefused(f"The outbox of stage {self.index} is full"))
+            self._end_full()
 
     async def _send(
         self,
@@ -384,10 +418,10 @@ class RingMember:
                 reply = await call.read()
                 raise asyncio.InvalidStateError(f"the next stage ended it ({reply!r:.60})")
             while True:
-                computed_at, frame = await self._outbox.get()
+                computed_at, size, frame = await self._outbox.get()
                 for piece in split(frame, self._limits.piece_bytes):
                     await call.write(piece)
-                self._hopped(computed_at)
+                self._hopped(computed_at, size)
         except _STREAM_ERRORS as error:
             self.end(
                 LinkBroken(
@@ -426,52 +460,3 @@ class RingMember:
 def _details(error: Exception) -> str:
     details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     return details or type(error).__name__
-
-
-def split(frame: wire.Frame, piece_bytes: int) -> list[wire.FramePiece]:
-    """The pieces in which a frame travels; one for all but large carries."""
-    if len(frame.carry) <= piece_bytes:
-        return [wire.FramePiece(frame=frame)]
-    carry = memoryview(frame.carry)
-    head = wire.Frame()
-    head.CopyFrom(frame)
-    head.carry = bytes(carry[:piece_bytes])
-    pieces = [wire.FramePiece(frame=head, more=True)]
-    for start in range(piece_bytes, len(carry), piece_bytes):
-        end = start + piece_bytes
-        pieces.append(wire.FramePiece(rest=bytes(carry[start:end]), more=end < len(carry)))
-    return pieces
-
-
-async def assemble(
-    pieces: AsyncIterator[wire.FramePiece], limit_bytes: int
-) -> AsyncIterator[wire.Frame]:
-    """Whole frames out of pieces.
-
-    Raises:
-        FrameRefused: a piece without its beginning, or a carry over ``limit_bytes``.
-    """
-    frame: wire.Frame | None = None
-    parts: list[bytes] = []
-    size = 0
-    async for piece in pieces:
-        if piece.HasField("frame"):
-            if frame is not None:
-                raise FrameRefused("A frame began before the last one ended")
-            frame = piece.frame
-            size = len(frame.carry)
-        elif frame is None:
-            raise FrameRefused("A piece of no frame arrived")
-        else:
-            if not piece.rest and piece.more:
-                raise FrameRefused("An empty piece arrived")
-            parts.append(piece.rest)
-            size += len(piece.rest)
-        if size > limit_bytes:
-            raise FrameRefused(f"A frame of over {limit_bytes} bytes arrived")
-        if not piece.more:
-            if parts:
-                frame.carry = b"".join((frame.carry, *parts))
-                parts = []
-            yield frame
-            frame = None

@@ -12,13 +12,13 @@ from parallax.fabric.bounds import MOST_CHUNK, check_submit
 from parallax.fabric.errors import FrameRefused
 from parallax.node import arrays, spare_memory
 from parallax.node.lanes import Lanes
+from parallax.node.large_frames import check_counts
 from parallax.node.mlx_lm_seam import Caches
 from parallax.node.sampler import TokenChooser, choose_block, choose_rows
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
 
 MOST_TOKENS = 1 << 21
-MOST_COMMANDS = 65_536  # of one frame: every kept prefix may go at once
 MOST_ROWS = 4096
 _GIVE_BACK_EVERY = 256  # frames; as often as mlx-lm clears its cache
 
@@ -76,8 +76,7 @@ class Runner:
         self._next_number += 1
         if frame.number % _GIVE_BACK_EVERY == 0:
             spare_memory.give_back()  # buffers that grown caches have left behind
-        if len(frame.commands) > MOST_COMMANDS:
-            raise FrameRefused(f"A frame with {len(frame.commands)} commands", epoch=self._epoch)
+        check_counts(frame)
         for command in frame.commands:
             self._command(command)
         if frame.kind == wire.DECODE:

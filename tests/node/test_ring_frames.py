@@ -8,7 +8,7 @@ import pytest
 
 from parallax.fabric.errors import FrameRefused
 from parallax.node.large_frames import check_large
-from parallax.node.ring import assemble, split
+from parallax.node.pieces import assemble, split
 from parallax.proto import wire_pb2 as wire
 
 
