@@ -7,7 +7,7 @@ from itertools import repeat
 
 import pytest
 
-from parallax.node.chunk_sizes import ChunkSizes
+from parallax.node.chunk_sizes import FRESH_CHUNKS, ChunkSizes
 
 SIZES = (32, 16, 8)
 TOKEN_S = 0.002
@@ -93,3 +93,25 @@ def test_what_cannot_have_been_measured_changes_nothing() -> None:
 
 def test_where_there_is_one_size_it_is_taken() -> None:
     assert cut(100, ChunkSizes(4, (32,)).next) == [32, 32, 32, 4]
+
+
+def test_a_chunk_that_was_late_changes_nothing() -> None:
+    sizes = learned(2, 4.0, 0.9)
+    before = sizes.fixed_tokens
+    late_s = 50 * TOKEN_S * (4.0 + 32)
+    for _ in range(4):  # until what is known is worked out anew
+        sizes.measured(32, late_s, late_s)
+    assert sizes.fixed_tokens == pytest.approx(before)
+
+
+def test_a_size_that_is_not_sent_any_more_does_not_count_for_ever() -> None:
+    sizes = ChunkSizes(2, SIZES)
+    for tokens, seconds in ((32, 0.9), (16, 0.04), (8, 0.024)):
+        for _ in range(9):
+            sizes.measured(tokens, seconds, seconds)
+    assert sizes.fixed_tokens < 1, "the largest was slow: the machine slept"
+    for _ in range(FRESH_CHUNKS // 2):
+        sizes.measured(16, 0.04, 0.04)
+        sizes.measured(8, 0.024, 0.024)
+    assert sizes.fixed_tokens == pytest.approx(4.0)
+    assert not sizes.doubtful
