@@ -42,7 +42,7 @@ from parallax.fabric.errors import (
 )
 from parallax.fabric.handshake import meet, mismatch, why_refused
 from parallax.fabric.limits import Limits
-from parallax.fabric.members import MembersOnly
+from parallax.fabric.members import Anybody, MembersOnly
 from parallax.proto import wire_pb2 as wire
 
 WHO = "/parallax.v1.Peer/Who"
@@ -329,6 +329,8 @@ async def _who(channel: grpc.aio.Channel, limits: Limits) -> None:
         details = error.details() or error.code().name
         if error.code() is grpc.StatusCode.PERMISSION_DENIED:
             raise NotAdmitted(details, reason="removed") from None
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise NotAdmitted(details, reason="certificate") from None
         raise LinkBroken(details.split("last error: ")[-1].removeprefix("UNKNOWN: ")) from None
 
 
@@ -357,7 +359,7 @@ async def listen(
     port: int,
     *,
     credentials: Credentials,
-    gate: MembersOnly | None,
+    gate: Anybody,
     limits: Limits,
     register: Callable[[grpc.aio.Server], object],
 ) -> tuple[grpc.aio.Server, int]:
@@ -367,7 +369,7 @@ async def listen(
         addresses: where to listen; those that meanwhile went away are left out.
         port: 0 takes a free one.
         credentials: what the listener shows.
-        gate: who may call; None for the enrol listener, which strangers call.
+        gate: who may call; :class:`MembersOnly` also asks for a certificate of the cluster.
         limits: message sizes and keepalive.
         register: adds the services, before the first connection is taken.
 
@@ -385,19 +387,19 @@ async def listen(
             if port:
                 raise
             continue  # free at one address and taken at another: choose again
-        if gate is None:
-            server = grpc.aio.server(
-                options=_server_options(limits, strangers=True),
-                maximum_concurrent_rpcs=STRANGER_CALLS,
-            )
-        else:
-            options = _server_options(limits, strangers=False)
-            server = grpc.aio.server(options=options, interceptors=[gate])
+        members = isinstance(gate, MembersOnly)
+        server = grpc.aio.server(
+            options=_server_options(limits, strangers=not members),
+            interceptors=[gate],
+            maximum_concurrent_rpcs=None if members else STRANGER_CALLS,
+        )
         try:
             for address in usable:
-                shown = credentials.for_strangers()
-                if gate is not None:
-                    shown = credentials.for_members(gate.tally.begun)
+                shown = (
+                    credentials.for_members(gate.tally.begun)
+                    if members
+                    else credentials.for_strangers()
+                )
                 server.add_secure_port(_bind_target(address, chosen), shown)
         except RuntimeError:  # taken between the trial and now
             await server.stop(None)

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from parallax.fabric.certificates import (
@@ -242,7 +244,35 @@ class Call(Protocol):
 
 def peer_of(context: Call) -> str | None:
     """Who calls, as TLS has proved it; None for one without a certificate of a peer."""
-    names = context.auth_context().get("x509_subject_alternative_name") or ()
-    for name in names:
-        return peer_of_name(bytes(name).decode("ascii", "replace"))
-    return None
+    name = _told(context, "x509_subject_alternative_name")
+    return peer_of_name(name.decode("ascii", "replace"))
+
+
+def end_of(context: Call) -> float | None:
+    """When the certificate that the caller showed ends, in seconds since 1970; None without one.
+
+    gRPC tells the certificate of a session that was taken up again too.
+    """
+    return _end(_told(context, "x509_pem_cert"))
+
+
+def newest_tls(context: Call) -> bool:
+    """Whether the connection is TLS 1.3; gRPC's credentials for Python take 1.2 as well."""
+    return _told(context, "ssl_tls_version") == b"TLSv1.3"
+
+
+def resumed(context: Call) -> bool:
+    """Whether the connection was made from an earlier one's keys, its certificate not shown."""
+    return _told(context, "ssl_session_reused") != b"false"
+
+
+def _told(context: Call, key: str) -> bytes:
+    return next((bytes(value) for value in context.auth_context().get(key) or ()), b"")
+
+
+@lru_cache(maxsize=2048)  # a kilobyte each, of as many members as call often
+def _end(pem: bytes) -> float | None:
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError:
+        return None

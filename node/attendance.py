@@ -21,6 +21,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 
 Orders = Callable[[wire.NodeOrder], Awaitable[None]]
+Connect = Callable[[], Awaitable[grpc.aio.Channel]]
 
 OUTBOX_REPORTS = 4096
 
@@ -71,31 +72,36 @@ class Attendance:
         orders: Orders,
         health: Callable[[float], list[wire.StageHealth]],
         held: Callable[[], list[wire.NodeReport]],
-        beside: Callable[[grpc.aio.Channel], Coroutine[None, None, None]],
+        beside: Callable[[Connect], Coroutine[None, None, None]],
         stopping: asyncio.Event,
     ) -> None:
         """One stream, from hello to its end; says goodbye when ``stopping`` is set.
 
-        ``held`` tells what the node has, before its first heartbeat; ``beside`` has the use of
-        the channel meanwhile.
+        ``held`` tells what the node has, before its first heartbeat; ``beside`` runs meanwhile, and
+        can open other channels to the scheduler.
 
         Raises:
             ParallaxError: the scheduler cannot be reached, or ``orders`` raised.
         """
-        channel, _ = await open_channel(
-            endpoints,
-            scheduler_id,
-            limits=self._limits,
-            credentials=self._credentials,
-            scheduler=True,
-        )
+
+        async def connect() -> grpc.aio.Channel:
+            channel, _ = await open_channel(
+                endpoints,
+                scheduler_id,
+                limits=self._limits,
+                credentials=self._credentials,
+                scheduler=True,
+            )
+            return channel
+
+        channel = await connect()
         self._outbox = asyncio.Queue(maxsize=OUTBOX_REPORTS)
         for report in (wire.NodeReport(hello=hello), *held()):
             self._outbox.put_nowait(report)
         call = rpc.MembershipStub(channel).Attend(self._reports(self._outbox, stopping))
         tasks = Tasks()
         tasks.start(self._pulse(health))
-        tasks.start(beside(channel))
+        tasks.start(beside(connect))
         try:
             async with asyncio.timeout(None) as self._patience:
                 tasks.start(self._goodbye(self._patience, stopping))

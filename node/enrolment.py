@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from parallax.fabric.limits import Limits
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+
+Connect = Callable[[], Awaitable[grpc.aio.Channel]]
 
 log = logging.getLogger(__name__)
 
@@ -128,18 +130,29 @@ class Enrolment:
         self._path.unlink(missing_ok=True)
         return True
 
-    async def renewing(self, channel: grpc.aio.Channel) -> None:
-        """Renews the certificate at the scheduler, whenever half of its life is over."""
+    async def renewing(self, connect: Connect) -> None:
+        """Renews the certificate at the scheduler, whenever half of its life is over.
+
+        And shows the new one there, over a connection of its own: by that the scheduler lets the
+        node's stream stand, which came in with the old one.
+
+        Args:
+            connect: opens a channel to the scheduler with the certificate that counts now.
+        """
+        shown = self._credentials.papers  # the node attends with them
         while True:
             papers = self._credentials.papers
             certificate = papers.own.certificate
             life = certificate.not_valid_after_utc - certificate.not_valid_before_utc - SKEW
             early_s = (papers.left(datetime.now(UTC)) - life / 2).total_seconds()
-            if early_s > 0:
+            if early_s > 0 and papers is shown:
                 await asyncio.sleep(min(early_s, LOOK_S))
                 continue
             try:
-                await self._renew(channel)
+                async with await connect() as channel:  # which is a call already
+                    shown = papers
+                    if early_s <= 0:
+                        await self._renew(channel)
             except (grpc.aio.AioRpcError, ParallaxError) as error:
                 log.warning("the certificate could not be renewed: %s", error)
                 await asyncio.sleep(RENEW_AGAIN_S)

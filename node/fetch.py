@@ -67,6 +67,7 @@ class Line:
         self._limits = limits
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
+        self._left: list[grpc.aio.Channel] = []  # not used any more, and perhaps still read
         self._turn = asyncio.Lock()
 
     def to(self, place: Place) -> Line:
@@ -95,14 +96,24 @@ class Line:
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 await self.close()
+            elif error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                await self._leave()  # its certificate has ended: there is a new one
             return error.details() or error.code().name
         return error.sentence if isinstance(error, ParallaxError) else "no answer in time"
+
+    async def _leave(self) -> None:
+        """The next call is made over a new connection; what runs over this one goes on."""
+        async with self._turn:
+            channel, self._channel = self._channel, None
+            if channel is not None:
+                self._left.append(channel)
 
     async def close(self) -> None:
         """Ends the connection and what is asked over it."""
         async with self._turn:
-            channel, self._channel = self._channel, None
-            if channel is not None:
+            channels = [*self._left, *([self._channel] if self._channel is not None else ())]
+            self._left, self._channel = [], None
+            for channel in channels:
                 await channel.close()
 
 

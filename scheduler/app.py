@@ -19,7 +19,7 @@ from parallax.fabric.events import Event, Problem, Started, Stopped
 from parallax.fabric.hosts import ANYWHERE, address, own_names
 from parallax.fabric.identity import load_identity
 from parallax.fabric.local_key import LocalKey, kept
-from parallax.fabric.members import MembersOnly
+from parallax.fabric.members import Anybody, MembersOnly
 from parallax.fabric.settings import SchedulerSettings, host_name
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.api_keys import KeyRing, new_secret
@@ -69,7 +69,7 @@ async def serve_scheduler(
         addresses = listening_addresses(loopback_only=settings.loopback_only)
 
         def members(server: grpc.aio.Server) -> None:
-            service = MembershipService(cluster, authority, limits, cluster.tally)
+            service = MembershipService(cluster, authority, limits, gate)
             rpc.add_MembershipServicer_to_server(service, server)
             rpc.add_WeightsServicer_to_server(cluster.weights, server)
 
@@ -105,7 +105,7 @@ async def serve_scheduler(
             addresses,
             settings.grpc_port,
             credentials=credentials,
-            gate=None,
+            gate=Anybody(cluster.tally),
             limits=limits,
             register=strangers,
         )

@@ -17,16 +17,18 @@ from parallax.fabric import bounds
 from parallax.fabric.addresses import caller_host, is_this_machine
 from parallax.fabric.authority import Authority
 from parallax.fabric.certificates import Bound
-from parallax.fabric.credentials import peer_of
+from parallax.fabric.credentials import end_of, peer_of
 from parallax.fabric.enrolment import check
 from parallax.fabric.errors import (
     InvalidRequest,
     MessageRefused,
+    NotAdmitted,
     ParallaxError,
     PeerMismatch,
     to_fault,
 )
 from parallax.fabric.limits import Limits
+from parallax.fabric.members import MembersOnly
 from parallax.fabric.tally import Tally
 from parallax.fabric.version import PROTOCOL
 from parallax.proto import wire_pb2 as wire
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 OUTBOX_ORDERS = 4096
 POLL_S = 2.0  # between two questions of a node that waits to be let in
+LOOK_S = 60.0  # between two looks at a certificate's end: clocks are set anew now and then
 
 
 class Desk(Protocol):
@@ -179,11 +182,12 @@ def _certificate(bound: Bound, authority: Authority) -> wire.Certificate:
 class MembershipService(rpc.MembershipServicer):
     """One stream per node: reports go to the desk, its orders come back."""
 
-    def __init__(self, desk: Desk, authority: Authority, limits: Limits, tally: Tally) -> None:
+    def __init__(self, desk: Desk, authority: Authority, limits: Limits, gate: MembersOnly) -> None:
         self._desk = desk
         self._authority = authority
         self._limits = limits
-        self._tally = tally
+        self._gate = gate
+        self._tally = gate.tally
 
     async def Renew(
         self,
@@ -224,6 +228,7 @@ class MembershipService(rpc.MembershipServicer):
             return
         node_id = first.hello.facts.node_id
         reader = asyncio.create_task(self._read(node_id, reports, link))
+        proof = asyncio.create_task(self._proved(node_id, end_of(context) or 0.0, link))
         try:
             async for order in link.orders():
                 yield order
@@ -231,7 +236,8 @@ class MembershipService(rpc.MembershipServicer):
                 await context.abort(link.refused.row.grpc, link.refused.sentence)
         finally:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            proof.cancel()
+            await asyncio.gather(reader, proof, return_exceptions=True)
             self._desk.node_lost(node_id, link, "its stream ended")
 
     def _must_be(
@@ -250,6 +256,21 @@ class MembershipService(rpc.MembershipServicer):
                 expected=node_id,
                 found=peer,
             )
+
+    async def _proved(self, node_id: str, end: float, link: NodeLink) -> None:
+        """Ends the stream of a node that has shown no certificate that is still good.
+
+        It goes on over a renewal: the node shows what is new in a call beside it. With the stream
+        the node's rings end, and with these its streams to other nodes.
+        """
+        slack_s = self._limits.call_s  # for a renewal that is just being made
+        left_s = slack_s
+        while left_s > 0:
+            left_s = self._gate.left_s(node_id, end) + slack_s
+            await asyncio.sleep(max(0.0, min(left_s, LOOK_S)))
+        self._tally.refuse("certificate", f"the certificate of {node_id} has ended")
+        link.refuse(NotAdmitted("This node's certificate has ended", reason="certificate"))
+        self._desk.node_lost(node_id, link, "its certificate has ended")
 
     async def _read(
         self, node_id: str, reports: AsyncIterator[wire.NodeReport], link: NodeLink

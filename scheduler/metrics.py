@@ -10,9 +10,8 @@ from parallax.scheduler.shown_nodes import MOST_SHOWN, ShownNodes
 from parallax.scheduler.totals import Totals
 
 # Why somebody is turned away (fabric/tally.py); a node could say anything.
-REASONS = frozenset(
-    ("handshake", "not_admitted", "identity", "proof", "stage", "scheduler", "ticket", "silent")
-)
+_OF_CALLS = ("handshake", "tls", "resumed", "certificate", "not_admitted", "identity", "proof")
+REASONS = frozenset((*_OF_CALLS, "stage", "scheduler", "ticket", "silent"))
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

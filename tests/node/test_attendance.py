@@ -64,8 +64,8 @@ async def silent() -> AsyncIterator[tuple[Silent, list[wire.Endpoint]]]:
         await server.stop(None)
 
 
-async def nothing(channel: grpc.aio.Channel) -> None:
-    """Nobody needs the channel beside the stream."""
+async def nothing(connect: object) -> None:
+    """Nobody needs a channel beside the stream."""
 
 
 async def test_what_a_node_holds_is_told_first_and_its_goodbye_needs_no_answer() -> None:

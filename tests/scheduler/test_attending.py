@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from parallax.fabric.settings import SchedulerSettings
 from parallax.fabric.version import PROTOCOL, mlx_lm_version, mlx_version
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
+from parallax.scheduler import control
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.control import MembershipService
 from parallax.scheduler.gate import OPEN_CERTIFICATE_S
@@ -42,10 +44,14 @@ class Cluster:
     service: ClusterService
     port: int
 
-    async def attend(self, credentials: Credentials, *, as_: str = "") -> Attendance:
+    async def connect(self, credentials: Credentials) -> grpc.aio.Channel:
         channel, _ = await open_channel(
             [at(self.port)], peer("boss"), limits=LIMITS, credentials=credentials
         )
+        return channel
+
+    async def attend(self, credentials: Credentials, *, as_: str = "") -> Attendance:
+        channel = await self.connect(credentials)
         call = rpc.MembershipStub(channel).Attend()
         facts = wire.NodeFacts(node_id=as_ or credentials.peer_id, name="node", budget_bytes=1)
         hello = wire.Hello(
@@ -76,18 +82,21 @@ class Attendance:
 
 
 @asynccontextmanager
-async def cluster(folder: Path, *, open_to_all: bool = False) -> AsyncIterator[Cluster]:
+async def cluster(
+    folder: Path, *, open_to_all: bool = False, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Cluster]:
     settings = SchedulerSettings(state_dir=folder, limits=LIMITS, open=open_to_all)
     credentials = member("boss")
     async with await Store.open(folder) as store:
         service = ClusterService(settings, credentials, store, Metrics(), lambda event: None)
         await service.gate.start()
-        members = MembershipService(service, authority(), LIMITS, service.tally)
+        gate = MembersOnly(service.gate.allowed, service.tally, clock)
+        members = MembershipService(service, authority(), LIMITS, gate)
         server, port = await listen(
             LOOPBACK,
             0,
             credentials=credentials,
-            gate=MembersOnly(service.gate.allowed, service.tally),
+            gate=gate,
             limits=LIMITS,
             register=lambda server: rpc.add_MembershipServicer_to_server(members, server),
         )
@@ -219,13 +228,19 @@ async def test_a_certificate_is_renewed_beside_the_stream(
         old = node.credentials.papers
         attendance = await boss.attend(node.credentials)
         await attendance.order("welcome")
-        renewing = asyncio.create_task(node.enrolment.renewing(attendance.channel))
+        connected = []
+
+        async def connect() -> grpc.aio.Channel:
+            connected.append(node.credentials.papers)
+            return await boss.connect(node.credentials)
+
+        renewing = asyncio.create_task(node.enrolment.renewing(connect))
         async with asyncio.timeout(60):
-            while node.credentials.papers is old:  # noqa: ASYNC110
+            while len(connected) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert node.credentials.papers.own.certificate.not_valid_after_utc > (
-            old.own.certificate.not_valid_after_utc
-        )
+        new = node.credentials.papers
+        assert new.own.certificate.not_valid_after_utc > old.own.certificate.not_valid_after_utc
+        assert connected == [old, new], "the new one was not shown to the scheduler"
         assert (tmp_path / "node.pem").exists()
         assert not attendance.call.done()
         again = await boss.attend(node.credentials)
@@ -234,6 +249,36 @@ async def test_a_certificate_is_renewed_beside_the_stream(
         await asyncio.gather(renewing, return_exceptions=True)
         for one in (attendance, again):
             await one.channel.close()
+
+
+async def test_a_stream_ends_with_its_certificate_unless_a_newer_one_was_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LOOK_S", 0.01)
+    ahead_s = 0.0
+    async with cluster(tmp_path, clock=lambda: time.time() + ahead_s) as boss:
+        for name in ("one", "two"):
+            await boss.service.gate.approve(peer(name))
+        one = await boss.attend(member("one", life_s=3600))
+        two = await boss.attend(member("two", life_s=3600))
+        for node in (one, two):
+            await node.order("welcome")
+        await (await boss.connect(member("two", life_s=7200))).close()
+        ahead_s = 3601  # a renewal that is on its way has LIMITS.call_s
+        with pytest.raises(NotAdmitted, match="ended") as caught:
+            await boss.attend(member("one", life_s=3600))
+        assert caught.value.fields["reason"] == "certificate"
+        assert len(boss.service.members.usable()) == 2
+        ahead_s = 3601 + LIMITS.call_s
+        with pytest.raises(grpc.aio.AioRpcError, match="certificate has ended"):
+            await one.order("dismiss")
+        assert [m.facts.node_id for m in boss.service.members.usable()] == [peer("two")]
+        await boss.service.gate.approve(peer("three"))
+        await boss.service.gate.remove(peer("three"))
+        await two.order("shut_out")
+        await two.order("shut_out")  # its stream stands
+        for node in (one, two):
+            await node.channel.close()
 
 
 async def test_nobody_renews_for_another_node(tmp_path: Path) -> None:

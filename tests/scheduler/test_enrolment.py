@@ -30,6 +30,7 @@ from parallax.fabric.errors import (
 from parallax.fabric.events import AwaitsApproval, Event
 from parallax.fabric.identity import fingerprint
 from parallax.fabric.limits import Limits
+from parallax.fabric.members import Anybody
 from parallax.fabric.tally import Tally
 from parallax.fabric.version import PROTOCOL
 from parallax.node.enrolment import Enrolment
@@ -99,7 +100,7 @@ async def enrolling(name: str = "boss", cluster_port: int = 7) -> AsyncIterator[
         LOOPBACK,
         0,
         credentials=member(name, name),
-        gate=None,
+        gate=Anybody(counted),
         limits=LIMITS,
         register=lambda server: rpc.add_EnrolServicer_to_server(service, server),
     )

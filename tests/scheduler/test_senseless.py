@@ -17,7 +17,7 @@ from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from parallax.scheduler.control import MembershipService, NodeLink
-from tests.trust import authority, everyone, member, peer, tally
+from tests.trust import authority, everyone, member, peer
 
 
 class Desk:
@@ -49,13 +49,14 @@ HELLO = wire.Hello(facts=wire.NodeFacts(node_id=peer("n")))
 
 async def attend(desk: Desk, *reports: Any) -> list[wire.NodeOrder]:
     """One stream with these reports; the orders that came back."""
-    service = MembershipService(desk, authority(), Limits(), tally())
+    gate = everyone()
+    service = MembershipService(desk, authority(), Limits(), gate)
     addresses = listening_addresses(loopback_only=True)
     server, port = await listen(
         addresses,
         0,
         credentials=member("boss"),
-        gate=everyone(),
+        gate=gate,
         limits=Limits(),
         register=lambda server: rpc.add_MembershipServicer_to_server(service, server),
     )
