@@ -56,6 +56,9 @@ class FrameRunner(Protocol):
     @property
     def cache_bytes(self) -> int: ...
 
+    @property
+    def draw_s(self) -> float: ...
+
 
 class Returns(Protocol):
     """What takes the frames that come back to the head: ``node/head.py``. Any thread calls it."""
@@ -442,6 +445,7 @@ class RingMember:
                 health.decode_frames += 1
                 health.decode_tokens += tokens
                 health.decode_compute_s += seconds
+                health.draw_s = self._runner.draw_s
         elif frame.kind == wire.PREFILL:
             health.prefill_frames += 1
             health.prefill_tokens += tokens

@@ -11,6 +11,7 @@ import mlx.core as mx
 from parallax.fabric.bounds import MOST_CHUNK, check_submit
 from parallax.fabric.errors import FrameRefused
 from parallax.node import arrays, spare_memory
+from parallax.node.draw_time import DrawTime
 from parallax.node.lanes import Lanes
 from parallax.node.large_frames import check_counts
 from parallax.node.mlx_lm_seam import Caches
@@ -53,6 +54,7 @@ class Runner:
         self._choosers: dict[int, TokenChooser] = {}
         # The draw after each sequence's last token; None: a draft in its caches was not drawn.
         self._drawn: dict[int, int | None] = {}
+        self._draw_time = DrawTime()
 
     def run(self, frame: wire.Frame) -> wire.Frame:
         """Runs a frame's commands, then its tokens, and returns the frame to pass on.
@@ -101,6 +103,11 @@ class Runner:
         """Bytes of all caches."""
         return self._lanes.nbytes
 
+    @property
+    def draw_s(self) -> float:
+        """Seconds that drawing tokens has taken so far; on the last stage only."""
+        return self._draw_time.total_s
+
     def close(self) -> None:
         """Frees every cache; no frame can run afterwards."""
         self._lanes = Lanes(self._stage, self._most_tokens)
@@ -129,12 +136,17 @@ class Runner:
             _settle([output], [lane.caches, *self._lanes.changed()])
             passed = self._pass_on(frame, output)
         else:
+            caches = [lane.caches, *self._lanes.changed()]
+            drawing = None
+            if self._draw_time.is_due(frame.lane):
+                _settle([output], caches)
+                caches, drawing = [], time.perf_counter()
             choosers = [self._choosers[sequence] for sequence in lane.rows]
             if length > 1:
                 sampled = choose_block(output[0], choosers[0], frame.tokens[1:])
             else:
                 sampled = choose_rows(output[:, -1], choosers)
-            _settle([sampled], [lane.caches, *self._lanes.changed()])
+            _settle([sampled], caches)
             tokens = cast(list[int], sampled.tolist())
             if length > 1:
                 self._take_block(lane.rows[0], tokens, frame.tokens[1:])
@@ -142,6 +154,11 @@ class Runner:
                 for sequence, chooser, token in zip(lane.rows, choosers, tokens, strict=True):
                     chooser.advance(token)
                     self._drawn[sequence] = token
+            end = time.perf_counter()
+            if drawing is not None:
+                self._draw_time.timed(frame.lane, len(tokens), end - drawing)
+            else:
+                self._draw_time.untimed(frame.lane, len(tokens), end - begin)
             passed = self._pass_on(frame)
             passed.tokens.extend(tokens)
         passed.slowest_s = max(frame.slowest_s, time.perf_counter() - begin)

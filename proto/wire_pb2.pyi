@@ -734,6 +734,7 @@ class StageHealth(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     SLOWEST_S_FIELD_NUMBER: _builtins.int
+    DRAW_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     stage: _builtins.int
     decode_frames: _builtins.int
@@ -758,6 +759,8 @@ class StageHealth(_message.Message):
     accepted_tokens: _builtins.int
     slowest_s: _builtins.float
     """the longest that it computed one frame"""
+    draw_s: _builtins.float
+    """of decode_compute_s: drawing tokens; on the last stage only"""
     def __init__(
         self,
         *,
@@ -780,10 +783,11 @@ class StageHealth(_message.Message):
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
         slowest_s: _builtins.float = ...,
+        draw_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "drafted_tokens", b"drafted_tokens", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "slowest_s", b"slowest_s", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_bytes", b"cache_bytes", "decode_compute_s", b"decode_compute_s", "decode_frames", b"decode_frames", "decode_tokens", b"decode_tokens", "drafted_tokens", b"drafted_tokens", "draw_s", b"draw_s", "epoch", b"epoch", "hop_s", b"hop_s", "hops", b"hops", "inbox", b"inbox", "lanes", b"lanes", "prefill_compute_s", b"prefill_compute_s", "prefill_frames", b"prefill_frames", "prefill_tokens", b"prefill_tokens", "ring_round_trip_s", b"ring_round_trip_s", "rows", b"rows", "since_progress_s", b"since_progress_s", "slowest_s", b"slowest_s", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -340,7 +340,7 @@ class ClusterService:
                     return
                 if ring.state is RingState.READY:  # whose end is told
                     self._formation.stage_metrics.observe(health, self.name_of(node_id))
-                    self._planning.observed.observe(health, ring)
+                    self._planning.observed.observe(health, ring, time.monotonic())
                 if not member.starved:
                     self._busy(
                         node_id,

@@ -82,6 +82,7 @@ class ModelFacts:
     layer_flops: tuple[float, ...]  # per token
     head_flops: float  # per token
     carry_bytes_per_token: int  # what one stage hands to the next
+    draw_bytes: float = 0.0  # that could be read while the last stage draws one row's token
 
     @property
     def weight_bytes(self) -> int:

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from parallax.scheduler.ring_layout import SLACK, Layout, lay_out
-from parallax.scheduler.stage_costs import StageCosts
+from parallax.scheduler.stage_costs import REFERENCE_ROWS, StageCosts
 
 IMPROVE_STAGES = 3000  # stages laid out while improving: bounds time, whatever the machine
 BISECTIONS = 14
@@ -159,7 +159,8 @@ class LargeSearch:
         extra_held = (model.first_bytes + model.last_bytes) / mean_held
         if size == 1:
             extra_held -= model.tied_bytes / mean_held
-        extra_work = model.last_bytes / max(1.0, sum(model.layer_read_bytes) / model.layers)
+        extra_bytes = model.last_bytes + REFERENCE_ROWS * model.draw_bytes
+        extra_work = extra_bytes / max(1.0, sum(model.layer_read_bytes) / model.layers)
         rates, fits = sliding_window_view(rate, size), sliding_window_view(fit, size)
         hops = sliding_window_view(hop, size) if size > 1 else np.zeros((len(rate), 1))
         holds = fits.sum(axis=1) >= model.layers + extra_held

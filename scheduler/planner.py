@@ -24,6 +24,7 @@ from parallax.scheduler.stage_costs import (
     Links,
     StageCosts,
     decode_s,
+    draw_s,
 )
 
 __all__ = [
@@ -116,6 +117,7 @@ def rate(
         order = [number[stage.node_id] for stage in stages]
         times = [
             decode_s(model, ordered[node], stage.first, stage.end, REFERENCE_ROWS)
+            + draw_s(model, ordered[node], stage.end, REFERENCE_ROWS)
             + (
                 costs.hop_s(node, after)
                 if stage.end < model.layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from parallax.fabric.errors import ModelTooBig
@@ -11,6 +11,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.layouts import Layouts
 from parallax.scheduler.membership import NodeFacts
+from parallax.scheduler.model_facts import ModelFacts
 from parallax.scheduler.observed_speeds import ObservedSpeeds
 from parallax.scheduler.planner import Plan, RingPlan, StagePlan, improves, make_plan, rate
 from parallax.scheduler.reconciler import Place, Ring, RingState
@@ -19,7 +20,15 @@ from parallax.scheduler.room import has_room
 from parallax.scheduler.speeds import level
 from parallax.scheduler.stage_costs import LinkFacts, Links
 
-_Figures = tuple[list[NodeFacts], dict[tuple[str, str], LinkFacts], LinkFacts]
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What a plan is made from."""
+
+    model: ModelFacts
+    nodes: list[NodeFacts]
+    links: dict[tuple[str, str], LinkFacts]
+    unknown: LinkFacts  # what a way that nobody measured is taken for
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +50,20 @@ class Planning:
         self._judged: dict[int, tuple[object, Plan | None, Plan]] = {}  # by number of stages
 
     def rings_for(
-        self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links, min_nodes: int
+        self,
+        chosen: Chosen,
+        nodes: Sequence[NodeFacts],
+        paths: Links,
+        min_nodes: int,
+        now: float,
     ) -> list[Ring]:
         """The best rings of nodes that have none.
 
         Raises:
             ModelTooBig: these nodes cannot hold the model.
         """
-        figures = facts, links, unknown = self._figures(chosen, nodes, paths)
-        least = min(min_nodes, len(nodes))
-        plan = make_plan(
-            chosen.facts,
-            facts,
-            links,
-            cuts=chosen.cuts,
-            min_nodes=least,
-            default_link=unknown,
-        )
+        figures = self._figures(chosen, nodes, paths, now)
+        plan = _plan(chosen, figures, min(min_nodes, len(nodes)))
         return self._rings(chosen, figures, plan)
 
     def instead(
@@ -67,13 +73,14 @@ class Planning:
         paths: Links,
         rings: Sequence[Ring],
         min_nodes: int,
+        now: float,
     ) -> Change:
         """The best rings of these nodes, in place of those; the same ones stay.
 
         Raises:
             ModelTooBig: these nodes cannot hold the model.
         """
-        wanted = self.rings_for(chosen, nodes, paths, min_nodes)
+        wanted = self.rings_for(chosen, nodes, paths, min_nodes, now)
         kept = {ring.places for ring in rings} & {ring.places for ring in wanted}
         old = [ring for ring in rings if ring.places not in kept]
         return Change(old, [ring for ring in wanted if ring.places not in kept])
@@ -112,7 +119,10 @@ class Planning:
         new = [ring for ring in better if ring.places not in kept]
         if not new:
             return None
-        self.replanning.moved(now)
+        if self._undoes(rings, {node_id for ring in better for node_id in ring.nodes}):
+            self.replanning.undone(now)
+        else:
+            self.replanning.moved(now)
         return Change([ring for ring in rings if ring.places not in kept], new)
 
     def _better(
@@ -126,16 +136,28 @@ class Planning:
         least = min(len(ring.places) for ring in rings)
         wish = min(chosen.nodes, len(nodes))
         busy = {node for ring in rings for node in ring.nodes}
-        figures = self._figures(chosen, nodes, paths)
+        figures = self._figures(chosen, nodes, paths, now)
         short = sum(len(ring.places) for ring in rings if len(ring.places) < wish)
         if least < wish and short + sum(node.node_id not in busy for node in nodes) >= wish:
             longer, _ = self._judge(chosen, figures, rings, wish)
             if longer is not None and min(len(r.stages) for r in longer.rings) > least:
                 return self._rings(chosen, figures, longer)
         best, present = self._judge(chosen, figures, rings, min(wish, least))
-        if best is None or not self.replanning.is_due(present, best, now):
+        if best is None:
+            return None
+        undoes = self._undoes(rings, {s.node_id for ring in best.rings for s in ring.stages})
+        if not self.replanning.is_due(present, best, now, undoes=undoes):
             return None
         return self._rings(chosen, figures, best)
+
+    def _undoes(self, rings: Sequence[Ring], then: Collection[str]) -> bool:
+        """Whether nodes that were tried again in vain are not among those that serve then."""
+        return any(
+            self.observed.is_slow_again(node_id)
+            for ring in rings
+            for node_id in ring.nodes
+            if node_id not in then
+        )
 
     def has_room(
         self,
@@ -159,22 +181,24 @@ class Planning:
 
     def _places(self, chosen: Chosen, figures: _Figures, ring: RingPlan) -> tuple[Place, ...]:
         """A ring's cut: the one that its nodes had last, unless the new one is worth a change."""
-        facts, links, unknown = figures
         new = tuple(Place(s.node_id, s.first, s.end) for s in ring.stages)
-        by_id = {node.node_id: node for node in facts}
+        by_id = {node.node_id: node for node in figures.nodes}
         old = self.layouts.places_of(chosen.folder.digest, [place.node_id for place in new])
         if old is None or old == new or not _can_be(chosen, old, by_id):
             return new
         stages = [StagePlan(p.node_id, p.first, p.end) for p in old]
-        before = rate(chosen.facts, facts, links, [stages], unknown)
+        before = _rate(figures, [stages])
         tokens_s, latency_s = ring.throughput_tokens_s, ring.latency_s
         after = Plan((ring,), tokens_s, latency_s, tokens_s)
         return new if improves(before, after, self._limits.replan_margin) else old
 
-    def _figures(self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links) -> _Figures:
-        facts = self.observed.corrected(chosen.facts, level(nodes))
-        links, unknown = self.observed.links(paths)
-        return facts, links, unknown
+    def _figures(
+        self, chosen: Chosen, nodes: Sequence[NodeFacts], paths: Links, now: float
+    ) -> _Figures:
+        facts = self.observed.corrected(chosen.facts, level(nodes), now)
+        links, unknown = self.observed.links(paths, now)
+        model = self.observed.drawing(chosen.facts, facts, now)
+        return _Figures(model, facts, links, unknown)
 
     def _judge(
         self,
@@ -184,28 +208,36 @@ class Planning:
         min_nodes: int,
     ) -> tuple[Plan | None, Plan]:
         """The best plan and what the present rings do by the same figures; remembered for these."""
-        facts, links, unknown = figures
         places = tuple(ring.places for ring in rings)
-        asked = chosen.folder.digest, facts, links, unknown, places, chosen.cuts
+        asked = chosen.folder.digest, figures, places, chosen.cuts
         judged = self._judged.get(min_nodes)
         if judged is not None and judged[0] == asked:
             return judged[1], judged[2]
-        stages = [[StagePlan(p.node_id, p.first, p.end) for p in ring] for ring in places]
-        present = rate(chosen.facts, facts, links, stages, unknown)
+        present = _rate(
+            figures, [[StagePlan(p.node_id, p.first, p.end) for p in r] for r in places]
+        )
         best: Plan | None
         try:
-            best = make_plan(
-                chosen.facts,
-                facts,
-                links,
-                cuts=chosen.cuts,
-                min_nodes=min_nodes,
-                default_link=unknown,
-            )
+            best = _plan(chosen, figures, min_nodes)
         except ModelTooBig:  # budgets are smaller than when the rings were made
             best = None
         self._judged[min_nodes] = asked, best, present
         return best, present
+
+
+def _plan(chosen: Chosen, figures: _Figures, min_nodes: int) -> Plan:
+    return make_plan(
+        figures.model,
+        figures.nodes,
+        figures.links,
+        cuts=chosen.cuts,
+        min_nodes=min_nodes,
+        default_link=figures.unknown,
+    )
+
+
+def _rate(figures: _Figures, rings: Sequence[Sequence[StagePlan]]) -> Plan:
+    return rate(figures.model, figures.nodes, figures.links, rings, figures.unknown)
 
 
 def _can_be(chosen: Chosen, places: Sequence[Place], nodes: Mapping[str, NodeFacts]) -> bool:

@@ -2,7 +2,8 @@
 
 A plan must be better by a margin, stay so for a while, and come some time after the last move; that
 time doubles with every move between which no node came or went. So figures that wander with the
-load of the machines do not send rings back and forth.
+load of the machines do not send rings back and forth. Only what undoes a mistake need not wait: a
+node was tried again and is as slow as it was.
 """
 
 from __future__ import annotations
@@ -36,16 +37,24 @@ class Replanning:
         self._moves += 1
         self._better_since = None
 
+    def undone(self, now: float) -> None:
+        """Rings move, and the last move proved a mistake: neither counts against further ones."""
+        self.moved(now)
+        self._moves = max(0, self._moves - 2)
+
     @property
     def pause_s(self) -> float:
         """The least time between the last move and the next one."""
         doubled = self._limits.replan_pause_s * 2.0 ** min(16, max(0, self._moves - 1))
         return float(min(LONGEST_PAUSE_S, doubled))
 
-    def is_due(self, present: Plan, best: Plan, now: float) -> bool:
+    def is_due(self, present: Plan, best: Plan, now: float, *, undoes: bool = False) -> bool:
         """Whether to move from the present plan to the best one, both judged by the same figures.
 
         To be asked again and again.
+
+        Args:
+            undoes: the last move was a mistake, and this one puts it right.
         """
         margin = self._limits.replan_margin * (1.0 if self._better_since is None else STILL)
         if not improves(present, best, margin):
@@ -56,4 +65,4 @@ class Replanning:
         lasting = now - self._better_since >= self._limits.replan_hold_s
         # What it has fallen to meanwhile must be worth a move as well.
         worth = improves(present, best, self._limits.replan_margin)
-        return lasting and worth and now - self._last_move >= self.pause_s
+        return lasting and worth and (undoes or now - self._last_move >= self.pause_s)

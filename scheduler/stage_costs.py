@@ -3,6 +3,7 @@
 A step is one decode frame of :data:`REFERENCE_ROWS` rows. Decode is bound by
 memory bandwidth or by arithmetic, whichever is slower (the roofline model,
 Williams et al. 2009), and a stage is occupied by its hop to the next one too.
+The last one also draws the tokens: its cost is that of reading so many bytes.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ class StageCosts:
         self.work = REFERENCE_ROWS * (
             self._spans(np.array(model.layer_flops, float)) + model.head_flops * ends
         )
+        self._drawn = REFERENCE_ROWS * model.draw_bytes * ends
         self._forbidden = first >= last
         self.bandwidth = [
-            _known(node.bandwidth_bytes_s, UNKNOWN_BANDWIDTH_BYTES_S) for node in nodes
+            known(node.bandwidth_bytes_s, UNKNOWN_BANDWIDTH_BYTES_S) for node in nodes
         ]
-        self.flops = [_known(node.flops, UNKNOWN_FLOPS) for node in nodes]
+        self.flops = [known(node.flops, UNKNOWN_FLOPS) for node in nodes]
 
     @property
     def most_stages(self) -> int:
@@ -89,6 +91,7 @@ class StageCosts:
         found = self._matrices.get(node)
         if found is None:
             found = np.maximum(self.read / self.bandwidth[node], self.work / self.flops[node])
+            found += self._drawn / self.bandwidth[node]
             too_big = self.held > self.nodes[node].budget_bytes
             found[self._forbidden | too_big] = np.inf
             self._matrices[node] = found
@@ -199,7 +202,10 @@ class StageCosts:
 
 
 def decode_s(model: ModelFacts, node: NodeFacts, first: int, end: int, rows: float) -> float:
-    """Seconds that a decode step of so many rows is expected to take; 0 if it cannot be told."""
+    """Seconds that a decode step of so many rows is expected to compute; 0 if it cannot be told.
+
+    Drawing the tokens is left out.
+    """
     if node.bandwidth_bytes_s <= 0 or node.flops <= 0:
         return 0.0
     read = float(sum(model.layer_read_bytes[first:end]))
@@ -210,10 +216,18 @@ def decode_s(model: ModelFacts, node: NodeFacts, first: int, end: int, rows: flo
     return max(read / node.bandwidth_bytes_s, rows * work / node.flops)
 
 
+def draw_s(model: ModelFacts, node: NodeFacts, end: int, rows: float) -> float:
+    """Seconds that a stage that ends there is expected to draw tokens for so many rows."""
+    if end < model.layers or not model.draw_bytes:
+        return 0.0
+    return rows * model.draw_bytes / known(node.bandwidth_bytes_s, UNKNOWN_BANDWIDTH_BYTES_S)
+
+
 def _plausible(link: LinkFacts) -> bool:
     """Nodes report links; one that measured nonsense is taken for a default link."""
     return 0 <= link.round_trip_s < math.inf and SLOWEST <= link.bandwidth_bytes_s < math.inf
 
 
-def _known(measured: float, otherwise: float) -> float:
+def known(measured: float, otherwise: float) -> float:
+    """A measured speed, or the other one where it makes no sense."""
     return measured if SLOWEST <= measured < math.inf else otherwise

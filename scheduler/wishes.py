@@ -112,7 +112,7 @@ class Wishes:
         if self._reconsider(chosen, usable, now):
             return
         try:
-            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes)
+            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes, now)
         except ModelTooBig as error:
             if not busy and self._take_back():
                 self.plan()
@@ -220,7 +220,8 @@ class Wishes:
         pool = [facts for facts in self.usable(chosen) if facts.node_id not in out]
         try:
             paths = self._roster.paths
-            return self._planning.instead(chosen, pool, paths, touched, chosen.nodes)
+            now = time.monotonic()
+            return self._planning.instead(chosen, pool, paths, touched, chosen.nodes, now)
         except ModelTooBig:
             if others:
                 return Change(touched, [])
@@ -237,7 +238,8 @@ class Wishes:
         out = {*aside, *(node for other in others for node in other.nodes)}
         pool = [facts for facts in self._fit(chosen) if facts.node_id not in out]
         try:
-            self._planning.rings_for(chosen, pool, self._roster.paths, chosen.nodes)
+            now = time.monotonic()
+            self._planning.rings_for(chosen, pool, self._roster.paths, chosen.nodes, now)
         except ModelTooBig:
             return False
         return True
@@ -287,7 +289,8 @@ class Wishes:
         self._changed = False
         usable, paths = self.usable(chosen), self._roster.paths
         try:
-            change = self._planning.instead(chosen, usable, paths, rings, chosen.nodes)
+            now = time.monotonic()
+            change = self._planning.instead(chosen, usable, paths, rings, chosen.nodes, now)
         except ModelTooBig:  # a node of theirs is silent just now
             return
         if change.old and change.new:

@@ -27,6 +27,7 @@ class Passing:
     """Runs frames by passing them on."""
 
     rows = lanes = cache_bytes = 0
+    draw_s = 0.0
 
     def run(self, frame: wire.Frame) -> wire.Frame:
         return frame

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from parallax.fabric.errors import FrameRefused, MessageRefused
+from parallax.node import runner as runner_module
+from parallax.node.draw_time import TIMED_EVERY
 from parallax.node.runner import Runner
 from parallax.node.stage import Stage
 from parallax.proto import wire_pb2 as wire
@@ -326,3 +330,36 @@ def test_closing_frees_every_cache(ring: Ring) -> None:
         assert runner.cache_bytes > 0
         runner.close()
         assert runner.cache_bytes == 0
+
+
+def test_the_last_stage_tells_drawing_from_layers_and_seldom_waits_for_it(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled, now = 0, 0.0
+    settle, choose = runner_module._settle, runner_module.choose_rows
+
+    def slow_in_pairs(logits: mx.array, choosers: list[Any]) -> mx.array:
+        nonlocal now
+        now += len(choosers) - 1
+        return choose(logits, choosers)
+
+    def counting(results: list[Any], caches: list[Any]) -> None:
+        nonlocal settled, now
+        settled += 1
+        now += 10 if caches else 0  # what layers take
+        settle(results, caches)
+
+    monkeypatch.setattr(runner_module, "choose_rows", slow_in_pairs)
+    monkeypatch.setattr(runner_module, "_settle", counting)
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    first = TEXT[:1]
+    ring.decode(first * 2, *(admit(at, prompt=first) for at in (1, 2)))
+    ring.decode(first, admit(3, lane=1, prompt=first), lane=1)
+    assert ring.runners[1].draw_s == 0, "a first frame builds what later ones have"
+    more = 2 * TIMED_EVERY
+    for _ in range(more):
+        ring.decode(first * 2)
+        ring.decode(first, lane=1)
+    assert [runner.draw_s for runner in ring.runners] == [0, more]
+    timed = 2 * 2
+    assert settled == 2 * 2 * (1 + more) + timed

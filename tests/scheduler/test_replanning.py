@@ -62,3 +62,16 @@ def test_figures_that_wander_around_the_margin_move_nothing_back_and_forth() -> 
             watch.moved(float(now))
             state, moves = 1 / state, moves + 1
     assert moves == 0
+
+
+def test_undoing_a_mistake_waits_for_no_pause_and_counts_as_nothing() -> None:
+    watch = Replanning(LIMITS)
+    for now in (0.0, 60.0, 180.0):
+        watch.moved(now)
+    pause_s = watch.pause_s
+    watch.moved(500.0)
+    better = [float(t) for t in range(500, 520, 2)]
+    assert not any(watch.is_due(plan(100), plan(150), now) for now in better)
+    assert watch.is_due(plan(100), plan(150), 520.0, undoes=True)
+    watch.undone(520.0)
+    assert watch.pause_s == pause_s
