@@ -208,8 +208,12 @@ class ObservedSpeeds:
         for node_id in slower:
             self._given[node_id] = ratios = _Ratios(flops[node_id], slower[node_id])
             promised = self._promised.get(node_id)
-            if promised is not None and weights[node_id] == 1 and ratios.is_far_below(promised):
+            if promised is None or weights[node_id] < 1:
+                continue
+            if ratios.is_far_below(promised):
                 self._absences.failed(node_id)
+            elif len(self._decode.get(node_id, ())) == SAMPLES:
+                del self._promised[node_id]  # kept
         return [
             replace(
                 node,

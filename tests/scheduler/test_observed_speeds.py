@@ -241,3 +241,19 @@ def test_what_drawing_costs_is_told_apart_from_layers_and_counts_where_it_is_don
     with_draws, without = (StageCosts(m, facts, {}, None).compute(1) for m in (drawing, MODEL))
     assert with_draws[4, 8] - without[4, 8] == pytest.approx(REFERENCE_ROWS / 2 * 0.3)
     assert with_draws[4, 7] == without[4, 7]
+
+
+def test_who_kept_what_it_was_tried_for_is_judged_like_any_other_again() -> None:
+    observed = ObservedSpeeds()
+    a = Stage(observed, 0)
+    for _ in range(SAMPLES):
+        a.second(4.0)
+    speeds(observed, a.now)
+    a.now = 3600.0
+    assert speeds(observed, a.now)["a"] == pytest.approx(1)
+    for slowness in (1.0, 4.0):
+        for _ in range(SAMPLES):
+            a.second(slowness)
+            assert speeds(observed, a.now)
+    assert speeds(observed, a.now)["a"] == pytest.approx(1 / 4)
+    assert not observed.is_slow_again("a")
