@@ -176,11 +176,14 @@ def remove(
     The token that it came with is revoked, and that of the join command replaced.
     """
     client = client_of(locals())
-    node_id, name = leave(client, node, "remove", force=force)
+    told = ask_to_leave(client, node, "remove", force=force)
+    node_id, name = str(told.get("node_id", node)), called(told, node)
     if wait:
         gone_or(client, node_id)
     typer.echo(f"{name} {'is removed' if wait else 'will be removed'}")
     typer.echo("The token that it came with is revoked, and the join command has a new one")
+    if told.get("same_token"):
+        typer.echo(came_with(told))
 
 
 def leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> tuple[str, str]:
@@ -189,11 +192,32 @@ def leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> tuple[
     Raises:
         ParallaxError: there is no such node, or the model does not fit without it.
     """
+    told = ask_to_leave(client, node, verb, force=force)
+    return str(told.get("node_id", node)), called(told, node)
+
+
+def ask_to_leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> dict[str, Any]:
+    """Does ``verb`` to a node; returns what is told of it.
+
+    Raises:
+        ParallaxError: as :func:`leave`.
+    """
     path = f"/admin/nodes/{quote(node, safe='')}/{verb}"
     told = client.send("POST", path, {"force": True} if force else {}).get("data")
-    known = told if isinstance(told, dict) else {}
-    node_id = str(known.get("node_id", node))
-    return node_id, printable(f"{known.get('name') or 'Node'} ({node_id})")
+    return told if isinstance(told, dict) else {}
+
+
+def called(known: Mapping[str, Any], node: str = "") -> str:
+    """How people call a node."""
+    return printable(f"{known.get('name') or 'Node'} ({known.get('node_id', node)})")
+
+
+def came_with(told: Mapping[str, Any]) -> str:
+    """Who else came in with the token of a node that is removed, for people."""
+    others = [called(other) for other in told["same_token"]]
+    more = int(told.get("same_token_count", 0)) - len(others)
+    others += [f"and {more} more"] if more > 0 else []
+    return "Members that came in with the same token: " + ", ".join(others)
 
 
 def gone_or(client: ClusterClient, node_id: str, state: str = "gone") -> bool:
@@ -226,5 +250,4 @@ def decide(client: ClusterClient, node: str, verb: str) -> str:
         ParallaxError: as :meth:`ClusterClient.send`; above all, there is no such node.
     """
     told = client.send("POST", f"/admin/nodes/{quote(node, safe='')}/{verb}").get("data")
-    known = told if isinstance(told, dict) else {}
-    return printable(f"{known.get('name') or 'Node'} ({known.get('node_id', node)})")
+    return called(told if isinstance(told, dict) else {}, node)

@@ -30,6 +30,7 @@ class Limits(BaseModel):
     drain_s: Positive = 10.0  # what a stopping process gives to answers in flight
     orphan_s: Positive = 30.0  # how long a head keeps sequences without its scheduler
     certificate_s: Positive = 7 * 86400.0  # a node's is renewed when half of that is over
+    unattended_nodes: Count = 64  # that came in with one token and have never attended
 
     # Better plans: by how much, for how long, and how soon after the last move.
     replan_margin: Positive = 0.15

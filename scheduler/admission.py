@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from parallax.fabric.errors import InvalidRequest, JoinRefused, UnknownNode, UnknownToken
 from parallax.fabric.identity import fingerprint, public_key_of
 from parallax.scheduler import refusals
+from parallax.scheduler.admission_room import idle_by_token, least_needed, token_of
 from parallax.scheduler.admission_values import (
     Admitted,
     Change,
@@ -51,9 +52,12 @@ class Admission:
 
     scheduler_id: str
     open: bool = False
+    most_idle: int = 64  # members that came in with one token and have never attended
+    certificate_s: float = 7 * 86_400.0  # the longest that a certificate was ever made for
     refused: Counter[str] = field(default_factory=Counter)  # by reason, since the start
     _tokens: dict[bytes, Token] = field(default_factory=dict)
     _nodes: dict[str, Known] = field(default_factory=dict)
+    _idle: Counter[str] = field(default_factory=Counter)  # by token
     _pending: dict[str, Pending] = field(default_factory=dict)
     _wrong: WrongTokens = field(default_factory=WrongTokens)
     _changes: list[Change] = field(default_factory=list)
@@ -62,6 +66,7 @@ class Admission:
         """Takes up what an earlier process wrote down."""
         self._tokens = {token.digest: token for token in remembered.tokens}
         self._nodes = {known.node_id: known for known in remembered.nodes}
+        self._idle = idle_by_token(remembered.nodes)
 
     def take_changes(self) -> list[Change]:
         """What is to be written down, in this order; asked for once."""
@@ -99,6 +104,14 @@ class Admission:
             return self._refuse(_sent_away(known))
         return self._wait(node_id, name, address, now)
 
+    def attended(self, node_id: str) -> None:
+        """A member attends: it is no key that was only made up."""
+        known = self._nodes.get(node_id)
+        if known is not None and known.idle:
+            self._nodes[node_id] = replace(known, attended=True)
+            self._count(known, -1)
+            self._changes.append(SaveNode(self._nodes[node_id]))
+
     def allowed(self, node_id: str) -> bool:
         """Whether this node is a member right now, or may become one without being asked."""
         known = self._nodes.get(node_id)
@@ -122,6 +135,19 @@ class Admission:
     def known(self) -> list[Known]:
         """Everybody about whom something was decided."""
         return list(self._nodes.values())
+
+    def came_with(self, node_id: str) -> list[Known]:
+        """The other members that came in with the same token as this node, the oldest first."""
+        known = self._nodes.get(node_id)
+        token = token_of(known) if known else ""
+        return [
+            other
+            for other in self._nodes.values()
+            if token
+            and other.how == token
+            and other.node_id != node_id
+            and other.standing is Standing.ADMITTED
+        ]
 
     # ---------------------------------------------------------- who decides that
 
@@ -167,7 +193,7 @@ class Admission:
             return known
         pending = self._pending.get(node_id)
         name = pending.name if pending else name or (known.name if known else "")
-        if known is None and len(self._nodes) >= MOST_NODES:
+        if known is None and not self._has_room(now):
             raise refusals.full(MOST_NODES)
         return self._decide(node_id, name, Standing.ADMITTED, "approval", now)
 
@@ -205,7 +231,8 @@ class Admission:
             if known is not None and known.how == _came_with(token) and token.revoked_s is None:
                 self._keep(replace(token, revoked_s=now))
         name = name or (known.name if known else "")
-        return self._decide(node_id, name, Standing.REMOVED, "", now)
+        how = known.how if known else ""  # by which it is known who came with it
+        return self._decide(node_id, name, Standing.REMOVED, how, now)
 
     # ------------------------------------------------------------------- tokens
 
@@ -261,16 +288,28 @@ class Admission:
     # ------------------------------------------------------------------- inside
 
     def _admit(self, node_id: str, name: str, how: str, now: float) -> Verdict:
-        if node_id not in self._nodes and len(self._nodes) >= MOST_NODES:
+        if node_id not in self._nodes and not self._has_room(now):
             return self._refuse(refusals.full(MOST_NODES))
         self._decide(node_id, name, Standing.ADMITTED, how, now)
         return Admitted(new=True)
 
+    def _has_room(self, now: float) -> bool:
+        """Whether one more node can be remembered; whoever is least needed makes room for it."""
+        if len(self._nodes) >= MOST_NODES:
+            known = least_needed(self._nodes.values(), self.certificate_s, now)
+            if known is None:
+                return False
+            self._forget(known.node_id)
+        return True
+
     def _decide(self, node_id: str, name: str, standing: Standing, how: str, now: float) -> Known:
-        known = Known(node_id, _clean(name, MOST_NAME), standing, now, how)
+        before = self._nodes.get(node_id)
+        attended = before is not None and before.attended
+        known = Known(node_id, _clean(name, MOST_NAME), standing, now, how, attended)
         self._pending.pop(node_id, None)
-        self._nodes.pop(node_id, None)  # the latest decision stands last
+        self._drop(node_id)  # the latest decision stands last
         self._nodes[node_id] = known
+        self._count(known, +1)
         self._changes.append(SaveNode(known))
         return known
 
@@ -289,7 +328,9 @@ class Admission:
             return self._refuse(refusals.wrong_token(token, state))
         if known is not None and removed and token.created_s <= known.since_s:
             return self._refuse(refusals.removed())
-        if known is None and len(self._nodes) >= MOST_NODES:
+        if self._idle[_came_with(token)] >= self.most_idle:
+            return self._refuse(refusals.crowded(token, self.most_idle))
+        if known is None and not self._has_room(now):
             return self._refuse(refusals.full(MOST_NODES))
         # Its use first: should the process end between the two, a use is lost, not won.
         self._keep(replace(token, uses=token.uses + 1))
@@ -317,8 +358,20 @@ class Admission:
         self._changes.append(SaveToken(token))
         return token
 
+    def _drop(self, node_id: str) -> None:
+        known = self._nodes.pop(node_id, None)
+        if known is not None:
+            self._count(known, -1)
+
+    def _count(self, known: Known, by: int) -> None:
+        token = token_of(known)
+        if known.idle and token:
+            self._idle[token] += by
+            if not self._idle[token]:
+                del self._idle[token]
+
     def _forget(self, node_id: str) -> None:
-        del self._nodes[node_id]
+        self._drop(node_id)
         self._changes.append(DropNode(node_id))
 
     def _forget_silent(self, now: float) -> None:

@@ -27,13 +27,14 @@ async def remembered(store: Store) -> Remembered:
         " FROM token ORDER BY created_s, rowid"
     )
     nodes = await store.run(
-        "SELECT node_id, name, standing, since_s, how FROM node ORDER BY since_s, rowid"
+        "SELECT node_id, name, standing, since_s, how,"
+        " node_id NOT IN (SELECT node_id FROM unattended) FROM node ORDER BY since_s, rowid"
     )
     return Remembered(
         tokens=tuple(Token(*row) for row in tokens),
         nodes=tuple(
-            Known(node_id, name, Standing(standing), since_s, how)
-            for node_id, name, standing, since_s, how in nodes
+            Known(node_id, name, Standing(standing), since_s, how, bool(attended))
+            for node_id, name, standing, since_s, how, attended in nodes
         ),
     )
 
@@ -64,10 +65,17 @@ async def write(store: Store, change: Change) -> None:
         case DropToken(token_id):
             await store.run("DELETE FROM token WHERE id = ?", (token_id,))
         case SaveNode(known):
+            if not known.attended:  # first: one that is named here and not there is nobody
+                await store.run(
+                    "INSERT OR IGNORE INTO unattended (node_id) VALUES (?)", (known.node_id,)
+                )
             await store.run(
                 "INSERT OR REPLACE INTO node (node_id, name, standing, since_s, how)"
                 " VALUES (?, ?, ?, ?, ?)",
                 (known.node_id, known.name, known.standing.value, known.since_s, known.how),
             )
+            if known.attended:
+                await store.run("DELETE FROM unattended WHERE node_id = ?", (known.node_id,))
         case DropNode(node_id):
             await store.run("DELETE FROM node WHERE node_id = ?", (node_id,))
+            await store.run("DELETE FROM unattended WHERE node_id = ?", (node_id,))

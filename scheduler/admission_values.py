@@ -19,13 +19,19 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A node about which something was decided, and how: token ID, approval, local, …"""
+    """A node about which something was decided, and how it came in: token ID, approval, local, …"""
 
     node_id: str
     name: str
     standing: Standing
     since_s: float
     how: str
+    attended: bool = False  # at least once
+
+    @property
+    def idle(self) -> bool:
+        """Whether it was let in and has never come."""
+        return self.standing is Standing.ADMITTED and not self.attended
 
 
 @dataclass(frozen=True, slots=True)

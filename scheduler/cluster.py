@@ -90,6 +90,7 @@ class ClusterService:
             open_to_all=settings.open,
             token_s=self._limits.join_token_s,
             certificate_s=self._limits.certificate_s,
+            most_idle=self._limits.unattended_nodes,
         )
         self.gate.decided = self._decided
         self.tally = Tally(settle_s=2 * self._limits.connect_s)
@@ -268,6 +269,7 @@ class ClusterService:
         away = frozenset(self.gate.sent_away())
         for member in self.members.usable():
             node_id, name = member.facts.node_id, member.facts.name
+            self.gate.attended(node_id)  # it came by --open, perhaps, and is let in only now
             if node_id in away:
                 fault = self._dismissal(node_id, name)
                 self._roster.order(node_id, wire.NodeOrder(dismiss=wire.Dismiss(fault=fault)))
@@ -305,6 +307,7 @@ class ClusterService:
         if hello.facts.node_id in self.gate.sent_away():
             raise from_fault(self._dismissal(hello.facts.node_id, hello.facts.name))
         changes = self._roster.hello(hello, link, time.monotonic())
+        self.gate.attended(hello.facts.node_id)
         self.fence.greet(hello.facts.node_id)  # before it is told to do anything with others
         self._follow(changes)
 
@@ -465,6 +468,7 @@ class ClusterService:
         while True:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
             try:
+                await self.gate.write()
                 await self.departures.cut_off(time.monotonic())
                 await self._wishes.remember()
                 await self._ledger.write(time.monotonic())

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from parallax.fabric.errors import ParallaxError
 from parallax.fabric.events import Event, NodeAsks
+from parallax.fabric.limits import DEFAULT_LIMITS
 from parallax.scheduler import admission_store
 from parallax.scheduler.admission import Admission
 from parallax.scheduler.admission_values import (
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 RUN_NOTE = "made by parallax run"
 OPEN_CERTIFICATE_S = 3600.0  # who is let in by --open alone: nobody could take it back later
+USUAL_CERTIFICATE_S = DEFAULT_LIMITS.certificate_s
+LONGEST = "longest certificate"  # a note
 RENEW_AT = 0.5  # of its life: what is shown is good for at least as much longer
 
 
@@ -50,6 +53,7 @@ class Gate:
         open_to_all: bool = False,
         token_s: float = 86_400.0,
         certificate_s: float = 7 * 86_400.0,
+        most_idle: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scheduler_id = scheduler_id
@@ -60,7 +64,7 @@ class Gate:
         self._certificate_s = certificate_s
         self.decided: Callable[[], None] = lambda: None  # told of each decision about a node
         self._clock = clock
-        self._admission = Admission(scheduler_id, open=open_to_all)
+        self._admission = Admission(scheduler_id, open_to_all, most_idle)
         self._writing = asyncio.Lock()
         self._unwritten: list[Change] = []
         self._shown = ""  # the plain token of the join command: in memory only
@@ -73,6 +77,7 @@ class Gate:
             BadSetting: the state file cannot be used.
         """
         self._admission.recall(await admission_store.remembered(self._store))
+        self._admission.certificate_s = await self._longest_certificate_s()
         await self.renew()
 
     @property
@@ -103,8 +108,12 @@ class Gate:
                 self._metrics.join_refused(reason)
                 if reason != "too_many":
                     log.warning("node %s at %s was refused: %s", node_id, address, error.sentence)
-        await self._write()
+        await self.write()
         return verdict
+
+    def attended(self, node_id: str) -> None:
+        """See :meth:`Admission.attended`; :meth:`write` follows."""
+        self._admission.attended(node_id)
 
     def allowed(self, node_id: str) -> bool:
         """See :meth:`Admission.allowed`."""
@@ -150,6 +159,10 @@ class Gate:
         """Everybody about whom something was decided."""
         return self._admission.known()
 
+    def came_with(self, node_id: str) -> list[Known]:
+        """See :meth:`Admission.came_with`."""
+        return self._admission.came_with(node_id)
+
     async def approve(self, word: str) -> Known:
         """Lets in the node that an id or a fingerprint names.
 
@@ -157,7 +170,7 @@ class Gate:
             UnknownNode, JoinRefused, BadSetting.
         """
         known = self._admission.approve(self._admission.find(word), self._clock())
-        await self._write()
+        await self.write()
         log.info("node %s is let in by approval", known.node_id)
         self.decided()
         return known
@@ -169,7 +182,7 @@ class Gate:
             UnknownNode, InvalidRequest, BadSetting.
         """
         known = self._admission.deny(self._admission.find(word), self._clock())
-        await self._write()
+        await self.write()
         log.info("node %s is refused from now on", known.node_id)
         self.decided()
         return known
@@ -187,7 +200,7 @@ class Gate:
         for token, state in self.tokens():
             if token.note == RUN_NOTE and state is TokenState.GOOD:
                 self._admission.revoke(token.id, self._clock())
-        await self._write()
+        await self.write()
         log.info("node %s is removed, and the join command's token replaced", node_id)
         self.decided()
         await self.renew(now_at_once=True)
@@ -210,7 +223,7 @@ class Gate:
         token = self._admission.add_token(
             plain, expires_s=expires_s, uses=uses, note=note, now=self._clock()
         )
-        await self._write()
+        await self.write()
         log.info("token %s is made: %s", token.id, token.note)
         return plain, token
 
@@ -221,7 +234,7 @@ class Gate:
             UnknownToken, BadSetting.
         """
         token = self._admission.revoke(token_id, self._clock())
-        await self._write()
+        await self.write()
         log.info("token %s is revoked", token.id)
         if self._shown_token is not None and token.id == self._shown_token.id:
             await self.renew(now_at_once=True)
@@ -246,7 +259,21 @@ class Gate:
             with suppress(ParallaxError):  # a full disk: the present one is good for a while
                 await self.renew()
 
-    async def _write(self) -> None:
+    async def _longest_certificate_s(self) -> float:
+        """The longest that certificates were ever made for here, by today's setting or another."""
+        told = await self._store.note(LONGEST)
+        before = float(told) if isinstance(told, int | float) else USUAL_CERTIFICATE_S
+        longest = max(before, self._certificate_s)
+        if longest != told:
+            await self._store.keep(LONGEST, longest)
+        return longest
+
+    async def write(self) -> None:
+        """Writes down whatever is not on disk yet.
+
+        Raises:
+            BadSetting: it could not be written.
+        """
         async with self._writing:
             self._unwritten += self._admission.take_changes()
             while self._unwritten:

@@ -61,11 +61,23 @@ def denied() -> JoinRefused:
     )
 
 
+def crowded(token: Token, nodes: int) -> JoinRefused:
+    """Too many came in with one token, and have not been seen since."""
+    return JoinRefused(
+        f"The token {token.id} lets nobody in for now",
+        f"{nodes} nodes came in with it that have never attended",
+        "Wait until they do; or, on the scheduler, see 'parallax nodes', remove those that are "
+        "none of yours, and make another token: parallax tokens create",
+        reason="crowded",
+    )
+
+
 def full(nodes: int) -> JoinRefused:
     """Too many nodes to remember one more."""
     return JoinRefused(
         "This cluster takes no more nodes",
-        f"It remembers {nodes} of them already",
-        "Revoke the tokens that too many come with, and begin with a new --state-dir",
+        f"It remembers {nodes} of them, and all of them have attended or were sent away lately",
+        "Revoke the tokens that too many come with, and remove nodes that are none of yours: they "
+        "make room once their certificates have ended",
         reason="full",
     )

@@ -58,6 +58,10 @@ _MIGRATIONS = (
     """
     CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
+    # Nodes that never attended since they were let in; of those let in before, that is not known.
+    """
+    CREATE TABLE IF NOT EXISTS unattended (node_id TEXT PRIMARY KEY) STRICT;
+    """,
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 

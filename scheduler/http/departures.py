@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
-from parallax.scheduler.http.keys import DEPARTURES, LIMITS
+from parallax.scheduler.http.keys import DEPARTURES, GATE, LIMITS
 from parallax.scheduler.http.requests import parse, read_json
+
+MOST_SHOWN = 20  # of those that came in with the same token
 
 
 class DepartureRequest(BaseModel):
@@ -42,10 +45,17 @@ async def undrain(request: web.Request) -> web.Response:
 
 
 async def remove(request: web.Request) -> web.Response:
-    """Begins to move everything off a node, and sends it away then."""
+    """Begins to move everything off a node, and sends it away then; tells who came with it."""
     force = await _force(request)
     node_id = await request.app[DEPARTURES].remove(request.match_info["id"], force=force)
-    return _answer(request, node_id)
+    return _answer(request, node_id, _came_with(request, node_id))
+
+
+def _came_with(request: web.Request, node_id: str) -> dict[str, object]:
+    gate = request.app.get(GATE)
+    others = gate.came_with(node_id) if gate is not None else []
+    shown = [{"node_id": k.node_id, "name": k.name} for k in others[:MOST_SHOWN]]
+    return {"same_token": shown, "same_token_count": len(others)}
 
 
 async def _force(request: web.Request) -> bool:
@@ -53,12 +63,15 @@ async def _force(request: web.Request) -> bool:
     return parse(DepartureRequest, body).force
 
 
-def _answer(request: web.Request, node_id: str) -> web.Response:
+def _answer(
+    request: web.Request, node_id: str, more: Mapping[str, object] | None = None
+) -> web.Response:
     departures = request.app[DEPARTURES]
     data = {
         "node_id": node_id,
         "name": departures.name_of(node_id),
         "state": departures.state_of(node_id) or "ready",
+        **(more or {}),
     }
     body = json.dumps({"type": "node", "data": data}).encode()
     return web.Response(body=body, content_type="application/json")

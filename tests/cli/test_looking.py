@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from parallax.cli.nodes import came_with
 from parallax.cli.tables import layers, size
 from tests.cli.canned import EMPTY, STATUS, canned, message
 from tests.cli.processes import parallax
@@ -145,3 +146,11 @@ def test_sizes_and_layers_are_written_as_people_do() -> None:
         "2.0 TB",
     ]
     assert [layers(r) for r in ([0, 4], [7, 8], None)] == ["0-3", "7", "-"]
+
+
+def test_of_those_with_the_same_token_twenty_are_named_and_the_others_counted() -> None:
+    shown = [{"node_id": f"12D{n}", "name": f"mac\x1b{n}"} for n in range(20)]
+    said = came_with({"same_token": shown, "same_token_count": 63})
+    assert said.endswith("mac19 (12D19), and 43 more")
+    assert "\x1b" not in said
+    assert "more" not in came_with({"same_token": shown[:1], "same_token_count": 1})

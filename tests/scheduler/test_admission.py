@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from parallax.fabric.errors import InvalidRequest, UnknownNode, UnknownToken
+from parallax.fabric.errors import InvalidRequest, JoinRefused, UnknownNode, UnknownToken
 from parallax.fabric.identity import fingerprint, peer_id_of
 from parallax.scheduler import admission, wrong_tokens
 from parallax.scheduler.admission import Admission
@@ -26,6 +26,7 @@ from parallax.scheduler.tokens import Token, TokenState, digest_of, new_token
 
 NOW = 1_000_000.0
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 
 def node(number: int) -> str:
@@ -368,15 +369,91 @@ def test_there_are_only_so_many_tokens_and_dead_ones_go_first() -> None:
     assert len(machine.tokens()) == admission.MOST_TOKENS
 
 
-def test_only_so_many_nodes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MOST_NODES", 3)
-    machine = Admission(SCHEDULER)
-    plain, _ = made(machine)
+def test_a_token_lets_in_only_so_many_that_never_attend() -> None:
+    machine = Admission(SCHEDULER, most_idle=3)
+    plain, token = made(machine)
+    other, _ = made(machine)
     for number in range(3):
         assert ask(machine, node(number), plain) == Admitted(new=True)
-    assert reason(ask(machine, node(9), plain)) == "full"
-    assert reason(ask(machine, node(9), local=True)) == "full"
+    assert ask(machine, node(0), plain) == Admitted()
+    verdict = ask(machine, node(9), plain)
+    assert reason(verdict) == "crowded"
+    assert token.id in cast(Refused, verdict).error.sentence
+    assert plain not in cast(Refused, verdict).error.sentence
     assert machine.tokens()[0].uses == 3
+    assert ask(machine, node(10), other) == Admitted(new=True)
+    assert ask(machine, node(11), local=True) == Admitted(new=True)
+    machine = restarted(machine)
+    machine.most_idle = 3
+    assert reason(ask(machine, node(9), plain)) == "crowded"
+    machine.attended(node(1))
+    machine.attended(node(1))
+    assert ask(machine, node(9), plain) == Admitted(new=True)
+    assert reason(ask(machine, node(12), plain)) == "crowded"
+
+
+def test_of_too_many_nodes_those_that_never_came_are_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "MOST_NODES", 4)
+    machine = Admission(SCHEDULER)
+    plain, _ = made(machine)
+    machine.approve(ONE, NOW)
+    for number in range(10, 13):
+        ask(machine, node(number), plain)
+    machine.attended(node(10))
+    machine = restarted(machine)
+    assert ask(machine, node(20), plain) == Admitted(new=True)
+    assert not machine.allowed(node(11))
+    assert ask(machine, node(21), local=True) == Admitted(new=True)
+    assert machine.approve(node(22), NOW).how == "approval"
+    assert [k.node_id for k in machine.known()] == [ONE, node(10), node(21), node(22)]
+    machine.approve(node(23), NOW)
+    assert not machine.allowed(ONE), "who came with a token went before it"
+    assert machine.allowed(node(10)), "who has attended stays"
+
+
+def test_of_too_many_nodes_those_removed_go_once_their_certificates_are_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "MOST_NODES", 3)
+    machine = Admission(SCHEDULER, certificate_s=10 * DAY)
+    plain = new_token()
+    machine.add_token(plain, expires_s=30 * DAY, uses=None, note="", now=NOW)
+    for number in range(3):
+        machine.approve(node(number), NOW)
+        machine.attended(node(number))
+    machine.remove(node(1), NOW)
+    over = NOW + (10 + 2) * DAY
+    for now in (NOW, over):
+        assert reason(ask(machine, node(9), plain, now=now)) == "full"
+        assert reason(ask(machine, node(9), local=True, now=now)) == "full"
+        with pytest.raises(JoinRefused, match="attended"):
+            machine.approve(node(9), now)
+    assert machine.tokens()[0].uses == 0
+    assert ask(machine, node(9), plain, now=over + 1) == Admitted(new=True)
+    assert not machine.removed(node(1))
+    assert not machine.allowed(node(1)), "it is a stranger now"
+
+
+def test_who_came_in_with_the_token_of_another_is_known_also_after_its_removal() -> None:
+    machine = Admission(SCHEDULER)
+    plain, _ = made(machine)
+    other, _ = made(machine)
+    for number in (1, 2, 3):
+        ask(machine, node(number), plain)
+    ask(machine, node(4), other)
+    machine.approve(node(5), NOW)
+    machine.approve(node(6), NOW)
+    machine.remove(TWO, NOW + 1)
+    for removed in (False, True):
+        assert [known.node_id for known in machine.came_with(ONE)] == [THREE]
+        if not removed:
+            machine.remove(ONE, NOW + 1)
+    assert [known.node_id for known in restarted(machine).came_with(ONE)] == [THREE]
+    assert machine.came_with(node(4)) == []
+    assert machine.came_with(node(5)) == [], "approvals are no token"
+    assert machine.came_with(node(99)) == []
 
 
 def test_denials_beyond_the_bound_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:

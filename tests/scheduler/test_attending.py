@@ -181,6 +181,18 @@ async def test_a_removal_of_long_ago_is_told_whatever_the_life_of_certificates_i
         await two.channel.close()
 
 
+async def test_who_attends_is_remembered_to_have_attended(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as boss:
+        for name in ("one", "two"):
+            await boss.service.gate.approve(peer(name))
+        one = await boss.attend(member("one"))
+        await one.order("welcome")
+        await boss.service.gate.write()
+        await one.channel.close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as state:
+        assert state.execute("SELECT node_id FROM unattended").fetchall() == [(peer("two"),)]
+
+
 async def test_a_node_that_came_by_open_is_cut_off_when_it_is_denied(tmp_path: Path) -> None:
     async with cluster(tmp_path, open_to_all=True) as boss:
         one, two = await boss.attend(member("one")), await boss.attend(member("two"))

@@ -11,6 +11,7 @@ import pytest
 from parallax.fabric.errors import BadSetting
 from parallax.fabric.events import Event, NodeAsks
 from parallax.fabric.identity import fingerprint, peer_id_of
+from parallax.scheduler import store as store_module
 from parallax.scheduler.admission_values import Admitted, Refused, Waiting
 from parallax.scheduler.gate import Gate
 from parallax.scheduler.metrics import Metrics
@@ -213,3 +214,44 @@ async def test_a_state_file_of_the_first_form_is_taken_over(tmp_path: Path) -> N
             await desk.ask(NODE, local=True)
     async with await Store.open(tmp_path) as store:
         assert await store.next_epoch() == 42
+
+
+async def test_who_has_attended_and_the_longest_certificates_are_known_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with await Store.open(tmp_path) as store:
+        gate = Gate(SCHEDULER, store, Metrics(), lambda event: None, certificate_s=30 * DAY)
+        await gate.start()
+        for node_id in (NODE, OTHER):
+            await gate.approve(node_id)
+        gate.attended(NODE)
+        await gate.write()
+    async with await Store.open(tmp_path) as store:
+        gate = Gate(SCHEDULER, store, Metrics(), lambda event: None, certificate_s=DAY)
+        await gate.start()
+        assert {known.node_id: known.attended for known in gate.known()} == {
+            NODE: True,
+            OTHER: False,
+        }
+        assert gate._admission.certificate_s == 30 * DAY
+        gate.attended(OTHER)
+        await gate.write()
+        assert await store.run("SELECT node_id FROM unattended") == []
+
+
+async def test_members_of_an_older_file_count_as_seen(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
+        for script in store_module._MIGRATIONS[:3]:
+            old.executescript(script)
+        old.execute("INSERT INTO node VALUES (?, 'attic', 'admitted', 1.0, 'token 1234')", (NODE,))
+        old.execute("INSERT INTO node VALUES (?, 'cellar', 'removed', 1.0, '')", (OTHER,))
+        old.execute("PRAGMA user_version = 3")
+        old.commit()
+    for _ in range(2):
+        async with await Store.open(tmp_path) as store:
+            gate = Desk(store, Clock()).gate
+            await gate.start()
+            assert gate.allowed(NODE)
+            assert gate.removed(OTHER)
+            assert [known.attended for known in gate.known()] == [True, True]
+            assert gate._admission.certificate_s == 7 * DAY

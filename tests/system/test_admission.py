@@ -130,6 +130,24 @@ def test_a_good_token_lets_in_at_once_and_others_do_not(tmp_path: Path, cluster:
         assert f'parallax_joins_refused_total{{reason="{reason}"}} {times}.0' in counted
 
 
+def test_who_came_in_with_the_token_of_a_removed_node_is_named(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    token = json.loads(told(tmp_path, cluster, "tokens", "create", "--json"))["token"]
+    ids = []
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        asyncio.run(enrol(cluster, tmp_path / name, token))
+        ids.append(load_identity(tmp_path / name / "stranger.key").peer_id)
+    said = told(tmp_path, cluster, "nodes", "remove", ids[0])
+    hint = f"came in with the same token: stranger ({ids[1]}), stranger ({ids[2]})"
+    assert hint in " ".join(said.split())
+    answer = cluster.post(f"/admin/nodes/{ids[1]}/remove", {})["data"]
+    assert answer["same_token"] == [{"node_id": ids[2], "name": "stranger"}]
+    assert answer["same_token_count"] == 1
+    assert "same token" not in told(tmp_path, cluster, "nodes", "remove", ids[2])
+
+
 def test_an_open_scheduler_lets_strangers_in() -> None:
     with boot(None, nodes=0, flags=["--open"], scheduler_module="tests.strangers") as cluster:
         assert cluster.join("attic").wait_for("Joined 12D3KooW")
