@@ -1,9 +1,8 @@
-"""What chat templates may use of Python and Jinja, and what it makes at most."""
+"""What chat templates may use of Python and Jinja."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 
 def _words(text: str) -> frozenset[str]:
@@ -18,8 +17,24 @@ FILTERS = _words(
 
 # Filters that look at elements and not at what is written in them.
 SHALLOW = _words(
-    "count d default first last length list map reject rejectattr reverse select selectattr"
+    "count d default first items last length list map reject rejectattr reverse safe select"
+    " selectattr"
 )
+
+# Filters that make a text of whatever they are given.
+TEXTUAL = _words("capitalize indent lower replace string title trim upper wordcount")
+
+# Filters that take a text apart into its characters.
+ITERATING = _words(
+    "groupby join list map max min reject rejectattr select selectattr sort sum unique"
+)
+
+# Filters that look up an attribute of each element, and which of their arguments it is.
+ATTRIBUTES: Mapping[str, int] = {
+    **dict.fromkeys(("groupby", "map", "rejectattr", "selectattr", "sum"), 0),
+    **dict.fromkeys(("join", "max", "min", "unique"), 1),
+    "sort": 2,
+}
 
 COMPARING = _words("!= < <= == > >= eq equalto ge greaterthan gt in le lessthan lower lt ne upper")
 
@@ -38,64 +53,5 @@ METHODS: Mapping[type, frozenset[str]] = {
     dict: frozenset(("get", "items", "keys", "values", "copy")),
 }
 
-MOST_WIDTH = 64  # of an indentation
-
-
-def price_of_method(owner: Any, name: str, args: Sequence[Any]) -> int:
-    """Characters that a method makes at most, beyond those that it was given."""
-    if name == "replace" and isinstance(owner, str):
-        return _replaced(owner, args)
-    if name == "join" and isinstance(owner, str) and args:
-        return _joined(args[0], owner)
-    return 0
-
-
-def price_of_filter(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Characters that a filter makes at most, beyond those that it was given.
-
-    Raises:
-        ValueError: an indentation that is wider than people write.
-    """
-    if name == "replace":
-        old = args[0] if args else kwargs.get("old", kwargs.get("s", ""))
-        new = args[1] if len(args) > 1 else kwargs.get("new", "")
-        return _replaced(str(value), (str(old), str(new)))
-    if name == "join":
-        return _joined(value, str(args[0] if args else kwargs.get("d", "")))
-    if name == "indent":
-        width = args[0] if args else kwargs.get("width", 4)
-        width = len(width) if isinstance(width, str) else int(width)
-        _check_width(width)
-        return width * (str(value).count("\n") + 1)
-    if name == "tojson":
-        indent = kwargs.get("indent") or (args[1] if len(args) > 1 else 0) or 0
-        width = len(indent) if isinstance(indent, str) else int(indent)
-        _check_width(width)
-        return (1 + width) * _lines(value, 1)
-    if name == "sum" and not all(isinstance(item, (int, float, Mapping)) for item in value or ()):
-        raise ValueError("sum is for numbers")
-    return 0
-
-
-def _check_width(width: int) -> None:
-    if not 0 <= width <= MOST_WIDTH:
-        raise ValueError(f"an indentation of {width}")
-
-
-def _replaced(text: str, args: Sequence[Any]) -> int:
-    if len(args) < 2 or not all(isinstance(part, str) for part in args[:2]):
-        return 0
-    return text.count(args[0]) * len(args[1])
-
-
-def _joined(items: Any, separator: str) -> int:
-    return len(items) * len(separator) if hasattr(items, "__len__") else 0
-
-
-def _lines(value: Any, depth: int) -> int:
-    """Lines of a value as indented JSON, each counted as often as it is indented."""
-    if isinstance(value, Mapping):
-        return depth + sum(_lines(item, depth + 1) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return depth + sum(_lines(item, depth + 1) for item in value)
-    return depth
+# Statements that no chat template needs: other files, and blocks for them to fill.
+STATEMENTS = frozenset(("Block", "Extends", "FromImport", "Import", "Include"))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -21,82 +20,50 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from parallax.scheduler.text.allowed import (
-    COMPARING,
-    FILTERS,
-    METHODS,
-    SHALLOW,
-    price_of_filter,
-    price_of_method,
+from parallax.scheduler.text.allowed import COMPARING, FILTERS, METHODS, STATEMENTS
+from parallax.scheduler.text.budget import BUDGET, Budget, TooMuch
+from parallax.scheduler.text.prices import (
+    pay_for_filter,
+    pay_for_format,
+    pay_for_method,
+    pay_for_percent,
+    pay_for_power,
+    pay_for_product,
+    pay_for_sum,
 )
 
-MOST_INTEGER_BITS = 4096
 CALL_STEPS = 4  # a call takes about as long as so many turns of a loop
-_WIDE = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # a width that pads, in either of Python's formats
+MOST_NODES = 8_000  # of a parsed template; one of 17,000 characters has some 1,500
+MOST_NESTED = 50_000  # the same, each counted once more for every loop and branch around it
 
 
-class TooMuch(jinja2.TemplateError):
-    """A template wants to do or make more than a chat is worth."""
-
-
-class Budget:
-    """What one rendering may still do: steps (turns, calls, elements) and characters."""
-
-    __slots__ = ("characters", "steps")
-
-    def __init__(self, steps: int, characters: int) -> None:
-        self.steps = steps
-        self.characters = characters
-
-    def spend(self, steps: int = 1, characters: int = 0) -> None:
-        """Pays, or raises :class:`TooMuch`."""
-        self.steps -= steps
-        self.characters -= characters
-        if self.steps < 0 or self.characters < 0:
-            raise TooMuch("it does too much work for these messages")
-
-    def look(self, value: object, *, deep: bool) -> None:
-        """Pays for walking through a value; ``deep``: for reading its strings as well."""
-        if isinstance(value, str):
-            self.spend(1, len(value) if deep else 0)
-        elif isinstance(value, dict):
-            self.spend(1 + len(value))
-            for key, item in value.items():
-                self.look(key, deep=deep)
-                self.look(item, deep=deep)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            self.spend(1 + len(value))
-            for item in value:
-                self.look(item, deep=deep)
-        elif isinstance(value, int) and value.bit_length() > MOST_INTEGER_BITS:
-            raise TooMuch("it makes huge numbers")
-
-
-_BUDGET: ContextVar[Budget] = ContextVar("budget")
-
-
-def render(template: jinja2.Template, budget: Budget, values: dict[str, Any]) -> str:
+def render(template: jinja2.Template, budget: Budget, values: dict[str, Any], most: int) -> str:
     """What a template of :class:`CountedEnvironment` makes of these values.
+
+    ``most``: characters that may come of it in the end.
 
     Raises:
         jinja2.TemplateError: it refuses them, or is over its budget.
         TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError:
             it fails on them.
     """
-    token = _BUDGET.set(budget)
+    token = BUDGET.set(budget)
     try:
-        pieces = []
+        pieces, left = [], most
         for piece in template.generate(values):
             budget.spend(1, len(piece))
+            left -= len(piece)
+            if left < 0:
+                raise TooMuch("it makes a prompt that is far longer than the messages")
             pieces.append(piece)
         return "".join(pieces)
     finally:
-        _BUDGET.reset(token)
+        BUDGET.reset(token)
 
 
 class _Counting(NodeTransformer):
@@ -119,7 +86,7 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         written = sum(len(n.data) for n in node.nodes if isinstance(n, nodes.TemplateData))
         shown: list[nodes.Expr] = [
-            child if isinstance(child, nodes.TemplateData) else _filter(child, "parallax_read")
+            child if isinstance(child, nodes.TemplateData) else _filter(child, "parallax_shown")
             for child in node.nodes
         ]
         if written:
@@ -135,7 +102,8 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         node.expr = _filter(node.expr, "parallax_read")
         for operand in node.ops:
-            operand.expr = _filter(operand.expr, "parallax_read")
+            sought = operand.op in ("in", "notin")
+            operand.expr = _filter(operand.expr, "parallax_sought" if sought else "parallax_read")
         return node
 
     def _made(self, node: nodes.Expr) -> nodes.Node:
@@ -147,10 +115,43 @@ class _Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, "parallax_sliced") if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return _filter(node, "parallax_look")
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = _filter(node.arg, "parallax_look")  # it is hashed, all of it
+        return node
+
+    def _given(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Node:
+        self.generic_visit(node)
+        for name in ("dyn_args", "dyn_kwargs"):
+            if (value := getattr(node, name)) is not None:
+                setattr(node, name, _filter(value, "parallax_unpacked"))
+        return node
+
+    visit_Call = visit_Filter = visit_Test = _given
 
     def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:
         raise jinja2.TemplateSyntaxError("autoescape is not for chats", node.lineno)
+
+
+_SCOPES = (nodes.For, nodes.If, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With)
+
+
+def _check_size(tree: nodes.Template) -> None:
+    """Compiling takes long for many nodes, and longer for those in many branches and loops."""
+    count = nested = 0
+    waiting: list[tuple[nodes.Node, int]] = [(tree, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        nested += depth
+        if count > MOST_NODES or nested > MOST_NESTED:
+            raise jinja2.TemplateSyntaxError("a template of very many parts", node.lineno)
+        if type(node).__name__ in STATEMENTS:
+            name = type(node).__name__.lower()
+            raise jinja2.TemplateSyntaxError(f"{name} is not for chats", node.lineno)
+        depth += isinstance(node, _SCOPES)
+        waiting += [(child, depth) for child in node.iter_child_nodes()]
 
 
 def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
@@ -158,7 +159,7 @@ def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
 
 
 class _PlainNamespace(Namespace):
-    """``namespace()``, without names that begin with an underscore."""
+    """``namespace()``, without names that begin with an underscore, and without a text."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, given = args[0], dict(*args[1:], **kwargs)
@@ -168,8 +169,11 @@ class _PlainNamespace(Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
-        _BUDGET.get().look(value, deep=False)
+        BUDGET.get().look(value, deep=False)
         Namespace.__setitem__(self, name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # it may hold itself, or another one twice, which holds ...
 
 
 def _check_name(name: object) -> None:
@@ -190,7 +194,7 @@ class _Generation(jinja2.ext.Extension):
 class CountedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja as Hugging Face's chat templates expect it, with all work counted."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "**", "%"))
 
     def __init__(self) -> None:
         extensions = [_Generation, jinja2.ext.loopcontrols]
@@ -202,8 +206,10 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
         self.filters |= {
             "parallax_tick": _tick,
             "parallax_read": _read,
+            "parallax_shown": _shown,
+            "parallax_sought": _sought,
+            "parallax_unpacked": _unpacked,
             "parallax_look": _look,
-            "parallax_sliced": _look,
             "parallax_written": _written,
             "parallax_concat": _concat,
         }
@@ -222,28 +228,43 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = _Counting().visit(super()._parse(source, name, filename))
-        return tree
+        tree = super()._parse(source, name, filename)
+        _check_size(tree)
+        counted: nodes.Template = _Counting().visit(tree)
+        return counted
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """``+ * ** %``, priced first where they can make much of little."""
-        budget = _BUDGET.get()
+        """``+ - * ** %``, paid first where they can make much of little."""
         if operator == "*":
-            _price_product(budget, left, right)
+            pay_for_product(BUDGET.get(), left, right)
         elif operator == "**":
-            _price_power(left, right)
-        elif operator == "%" and isinstance(left, str) and _WIDE.search(left):
-            raise SecurityError("a format that pads")
+            pay_for_power(left, right)
+        elif operator == "+":
+            pay_for_sum(BUDGET.get(), left, right)
+        elif operator == "%" and isinstance(left, str):
+            pay_for_percent(BUDGET.get(), left, right)
+        elif operator == "-" and not isinstance(left, (int, float)):
+            raise TypeError("- is for numbers")
         result = self.binop_table[operator](left, right)
-        budget.look(result, deep=True)
+        if type(result) is not str:
+            BUDGET.get().look(result, deep=False)
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """``str.format``, sandboxed, and without widths that pad."""
+        """``str.format`` and ``str.format_map``, sandboxed, and paid first."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and _WIDE.search(value.__self__):
-            raise SecurityError("a format that pads")
-        return wrapped
+        if wrapped is None:
+            return None
+        form: str = value.__self__
+        mapped = value.__name__ == "format_map"
+
+        def paid(*args: Any, **kwargs: Any) -> str:
+            whole = mapped and len(args) == 1 and isinstance(args[0], Mapping)
+            parts = args[0].values() if whole else (*args, *kwargs.values())
+            pay_for_format(BUDGET.get(), form, tuple(parts))
+            return wrapped(*args, **kwargs)
+
+        return paid
 
     def call(
         __self,
@@ -253,66 +274,78 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
         **kwargs: Any,
     ) -> Any:
         """A call of a macro, of one of ours, or of a method of :data:`METHODS`."""
-        budget = _BUDGET.get()
+        budget = BUDGET.get()
         budget.spend(CALL_STEPS)
-        for value in (*args, *kwargs.values()):
-            budget.look(value, deep=False)
+        # A macro pays for itself what it does with them; what Python does is paid here.
+        deep = not isinstance(__obj, (Macro, type))
+        for value in args:
+            budget.look(value, deep=deep)
+        for value in kwargs.values():
+            budget.look(value, deep=deep)
         if isinstance(__obj, (types.BuiltinMethodType, types.MethodWrapperType)):
             owner = __obj.__self__
             if __obj.__name__ not in METHODS.get(type(owner), ()):
                 raise SecurityError(f"{__obj.__name__} is not for chat templates")
-            budget.look(owner, deep=isinstance(owner, str))
-            budget.spend(1, price_of_method(owner, __obj.__name__, args))
+            pay_for_method(budget, owner, __obj.__name__, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
-        budget.look(result, deep=True)
+        budget.look(result, deep=isinstance(result, str))
         return result
-
-
-def _price_product(budget: Budget, left: Any, right: Any) -> None:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, int) and hasattr(other, "__len__"):
-            budget.spend(1, max(0, one) * len(other))
-            if not isinstance(other, str):
-                budget.spend(max(0, one) * len(other))
-    whole = isinstance(left, int) and isinstance(right, int)
-    if whole and left.bit_length() + right.bit_length() > MOST_INTEGER_BITS:
-        raise TooMuch("it makes huge numbers")
-
-
-def _price_power(left: Any, right: Any) -> None:
-    whole = isinstance(left, int) and isinstance(right, int)
-    if whole and left.bit_length() * abs(right) > MOST_INTEGER_BITS:
-        raise TooMuch("it makes huge numbers")
 
 
 @pass_context
 def _tick(_context: Context, _value: object) -> bool:
-    _BUDGET.get().spend()
+    BUDGET.get().spend()
     return True
 
 
 @pass_context
 def _read(_context: Context, value: Any) -> Any:
-    _BUDGET.get().look(value, deep=True)
+    BUDGET.get().look(value, deep=True)
+    return value
+
+
+@pass_context
+def _shown(_context: Context, value: Any) -> Any:
+    BUDGET.get().shown(value)
+    return value
+
+
+@pass_context
+def _sought(_context: Context, value: Any) -> Any:
+    """What something is sought in: a dictionary is not gone through for it."""
+    if isinstance(value, str):
+        BUDGET.get().spend(1, 4 * len(value))
+    elif isinstance(value, dict):
+        BUDGET.get().spend()
+    else:
+        BUDGET.get().look(value, deep=True)
+    return value
+
+
+@pass_context
+def _unpacked(_context: Context, value: Any) -> Any:
+    if not isinstance(value, (list, tuple, dict)):
+        raise SecurityError("arguments are unpacked of lists and dictionaries alone")
     return value
 
 
 @pass_context
 def _look(_context: Context, value: Any) -> Any:
-    _BUDGET.get().look(value, deep=isinstance(value, str))
+    BUDGET.get().look(value, deep=isinstance(value, str))
     return value
 
 
 @pass_context
 def _written(_context: Context, characters: int) -> str:
-    _BUDGET.get().spend(1, characters)
+    BUDGET.get().spend(1, characters)
     return ""
 
 
 @pass_context
 def _concat(_context: Context, values: list[Any]) -> str:
-    budget = _BUDGET.get()
-    budget.look(values, deep=True)
+    budget = BUDGET.get()
+    for value in values:
+        budget.shown(value)
     return "".join(map(str, values))
 
 
@@ -322,12 +355,10 @@ def _counted_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
     @pass_context
     def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        budget = _BUDGET.get()
+        budget = BUDGET.get()
         if isinstance(value, Iterable) and not isinstance(value, (str, dict, list, tuple)):
             value = list(_paid(value, budget))
-        deep = name not in SHALLOW
-        budget.look((value, args, kwargs), deep=deep)
-        budget.spend(1, price_of_filter(name, value, args, kwargs))
+        pay_for_filter(budget, name, value, args, kwargs)
         first = {
             "context": (context,),
             "eval_context": (context.eval_ctx,),
@@ -336,7 +367,7 @@ def _counted_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         result = call(*first, value, *args, **kwargs)
         if isinstance(result, Iterator):
             result = list(_paid(result, budget))
-        budget.look(result, deep=deep)
+        budget.look(result, deep=isinstance(result, str))
         return result
 
     return counted
@@ -351,7 +382,8 @@ def _paid(items: Iterable[Any], budget: Budget) -> Iterator[Any]:
 def _counted_test(call: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def counted(_context: Context, *args: Any) -> Any:
-        _BUDGET.get().look(args, deep=True)
+        for value in args:
+            BUDGET.get().look(value, deep=True)
         return call(*args)
 
     return counted
@@ -381,6 +413,7 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def _raise(message: object) -> None:
+    BUDGET.get().shown(message)
     raise jinja2.TemplateError(str(message)[:500])
 
 

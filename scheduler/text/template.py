@@ -7,13 +7,18 @@ from typing import Any
 
 import jinja2
 
-from parallax.scheduler.text.sandbox import Budget, CountedEnvironment, render
+from parallax.scheduler.text.budget import Budget
+from parallax.scheduler.text.sandbox import CountedEnvironment, render
 
-MOST_SOURCE = 1 << 20  # characters of a template; the longest known has some 20,000
+MOST_SOURCE = 1 << 16  # characters of a template; the longest known has some 20,000
 STEPS = 200_000  # about a tenth of a second; a chat of ten messages takes some hundreds
 STEPS_EACH = 400  # more for each message
 CHARACTERS = 64 << 20
 CHARACTERS_EACH = 64  # more for each of the chat's
+MOST_CHARACTERS = 128 << 20  # however long the chat
+MADE = 256 << 10  # characters of the prompt that comes of it in the end
+MADE_EACH = 4  # more for each of the chat's
+MADE_EACH_MESSAGE = 1024
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 FAILURES = (
@@ -42,7 +47,9 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError:
             raise
         except (RecursionError, MemoryError, SyntaxError, *FAILURES) as error:
-            raise jinja2.TemplateSyntaxError(f"{type(error).__name__}: {error}", 1) from None
+            raise jinja2.TemplateSyntaxError(
+                f"{type(error).__name__}: {str(error)[:200]}", 1
+            ) from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
         """The chat as text, up to where the assistant begins.
@@ -52,7 +59,9 @@ class ChatTemplate:
         """
         chat = [_with_reasoning(dict(message)) for message in messages]
         characters = sum(len(str(value)) for message in chat for value in message.values())
-        budget = Budget(STEPS + STEPS_EACH * len(chat), CHARACTERS + CHARACTERS_EACH * characters)
+        allowed = min(CHARACTERS + CHARACTERS_EACH * characters, MOST_CHARACTERS)
+        budget = Budget(STEPS + STEPS_EACH * len(chat), allowed)
+        most = MADE + MADE_EACH * characters + MADE_EACH_MESSAGE * len(chat)
         given = {
             **values,
             "messages": chat,
@@ -60,7 +69,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
-        return render(self._template, budget, given)
+        return render(self._template, budget, given, most)
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
