@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parallax.fabric.errors import ModelBroken
 
-JSON_BYTES = 16 << 20  # of a configuration
-TOKENIZER_BYTES = 256 << 20  # of a vocabulary; the largest known have some 40 MB
+JSON_BYTES = 4 << 20  # of a configuration; those with thousands of added tokens have 1 or 2 MB
+INDEX_BYTES = 32 << 20  # of the index of a model's weight files: a line for each tensor
+TOKENIZER_BYTES = 128 << 20  # of a vocabulary as JSON; the largest known have some 40 MB
+PIECES_BYTES = 32 << 20  # of one in other forms; the largest known have some 10 MB
 MOST_FILES = 4096
 MOST_VALUES = 200_000  # of one JSON file, all in all
+# Of brackets and commas, one of which stands before every value, and which stand in texts too.
+MOST_MARKS = 500_000
+MOST_TOKENIZER_MARKS = 6_000_000  # the largest known have some 2 million
+MOST_LINES = 3_000_000  # of a vocabulary that has one piece in each
 MOST_DEPTH = 32
 MOST_LAYERS = 4096
 MOST_COUNT = 1 << 20  # of heads, experts and whatever else is counted
@@ -26,14 +32,19 @@ _COUNTED = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|experts?|heads?|blocks?|gr
 
 _REFETCH = "Fetch the model again, from a source that you trust."
 # Patterns of files that are read whole, and of how many bytes they may be.
-_READ = {
-    "*.json": TOKENIZER_BYTES,
+READ = {
+    "*.json": JSON_BYTES,
     "*.jinja": JSON_BYTES,
-    "*.txt": TOKENIZER_BYTES,
-    "*.tiktoken": TOKENIZER_BYTES,
-    "*.model": TOKENIZER_BYTES,
+    "*.txt": PIECES_BYTES,
+    "*.tiktoken": PIECES_BYTES,
+    "*.model": PIECES_BYTES,
 }
+_VOCABULARIES = dict.fromkeys(
+    ("tokenizer.json", "vocab.json", "tekken.json"), (TOKENIZER_BYTES, MOST_TOKENIZER_MARKS)
+)
 _WEIGHTS = "*.safetensors"
+_PIECE = 1 << 20
+_JSON_MARKS = (b",", b"[", b"{")
 
 
 def check_files(folder: Path, name: str) -> None:
@@ -50,12 +61,19 @@ def check_files(folder: Path, name: str) -> None:
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     count = 0
-    for pattern, limit in [*_READ.items(), (_WEIGHTS, 0)]:
+    for pattern, limit in [*READ.items(), (_WEIGHTS, 0)]:
         for file in folder.glob(pattern):
             count += 1
             if count > MOST_FILES:
                 raise ModelBroken(f"The model {name} has more than {MOST_FILES} files", path=folder)
-            _check_file(file, name, roots, limit)
+            most, marks = _VOCABULARIES.get(file.name, (limit, MOST_MARKS))
+            if file.name.endswith(".index.json"):
+                most = INDEX_BYTES
+            _check_file(file, name, roots, most)
+            if file.suffix == ".json":
+                _check_marks(file, marks, _JSON_MARKS)
+            elif file.suffix in (".txt", ".tiktoken"):
+                _check_marks(file, MOST_LINES, (b"\n", b"\r"))
 
 
 def _check_file(file: Path, name: str, roots: Iterable[Path], limit: int) -> None:
@@ -81,6 +99,26 @@ def _check_file(file: Path, name: str, roots: Iterable[Path], limit: int) -> Non
         )
 
 
+def _check_marks(file: Path, most: int, marks: Sequence[bytes]) -> None:
+    """Python makes some 60 bytes of a list that takes three, so values are counted beforehand."""
+    try:
+        with file.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                most -= _count(piece, marks)
+                if most < 0:
+                    raise ModelBroken(_what(file), "it has too many values", _REFETCH, path=file)
+    except OSError as error:
+        raise ModelBroken(_what(file), _why(error), _REFETCH, path=file) from error
+
+
+def _count(text: bytes, marks: Sequence[bytes]) -> int:
+    return sum(text.count(mark) for mark in marks)
+
+
+def _what(path: Path) -> str:
+    return f"{path.name} of {path.parent.name} cannot be read"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder; an empty one where there is no such file.
 
@@ -96,17 +134,20 @@ def load_json(path: Path) -> tuple[bytes, dict[str, Any]]:
     Raises:
         ModelBroken: it is not there, no plain file, too large, no JSON, or senselessly nested.
     """
-    what = f"{path.name} of {path.parent.name} cannot be read"
+    what = _what(path)
+    most = INDEX_BYTES if path.name.endswith(".index.json") else JSON_BYTES
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise ModelBroken(what, "it is no plain file", _REFETCH, path=path)
-        if facts.st_size > JSON_BYTES:
+        if facts.st_size > most:
             raise ModelBroken(what, f"it has {facts.st_size} bytes", _REFETCH, path=path)
         with path.open("rb") as stream:
-            text = stream.read(JSON_BYTES + 1)
+            text = stream.read(most + 1)
     except OSError as error:
         raise ModelBroken(what, _why(error), _REFETCH, path=path) from error
+    if _count(text, _JSON_MARKS) > MOST_MARKS:
+        raise ModelBroken(what, "it has too many values", _REFETCH, path=path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -39,7 +39,7 @@ from parallax.scheduler.text.prices import (
 
 CALL_STEPS = 4  # a call takes about as long as so many turns of a loop
 MOST_NODES = 8_000  # of a parsed template; one of 17,000 characters has some 1,500
-MOST_NESTED = 50_000  # the same, each counted once more for every loop and branch around it
+MOST_NESTED = 40_000  # the same, each counted once more for every loop and branch around it
 
 
 def render(template: jinja2.Template, budget: Budget, values: dict[str, Any], most: int) -> str:

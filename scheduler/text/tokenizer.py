@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
+import string
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.fabric.model_files import read_json
 from parallax.scheduler.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizers
+from parallax.scheduler.text.plain_folder import plain_folder
 from parallax.scheduler.text.recommended import recommended
 from parallax.scheduler.text.template import FAILURES, ChatTemplate
 
@@ -22,9 +25,17 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
+_INLINE_TEXT = 16_000  # of the chat with all that its template adds
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
 MOST_END_TOKENS = 256
-SLOW_S = 0.02  # a template that takes this long for a chat is rendered in a thread from then on
+SLOW_S = 0.02  # what takes this long for a short chat is done in threads from then on
+SLOW_CHARACTER_S = 20e-6  # for each character of a text: some ten times what any known one takes
+SLOW_PROBE_S = 0.004  # for some hundred characters; known tokenizers take a twentieth of it
+_PROOF = 2  # chats that have to be quick in a thread before one is done in the event loop
+_PROOF_AFTER = 100  # the same after one that was slow, and ten times as many after the next
+_MOST_PROOF = 1_000_000
+_PROBE = 100  # of each of these characters, in a row: where a pattern that backtracks is slow
+_PROBED = string.printable + "\0\u00a0\u00e9\u0301\u4f60\u0436\U0001f916"
 _KEPT_MODELS = 2  # while the model is switched, both are asked for
 
 
@@ -37,21 +48,54 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.slow = False  # whether the last chat took long to render
+        self._owed = _PROOF  # chats that have to be quick in a thread, from now on
+        self._after_slow = _PROOF_AFTER
+        self._learning = threading.Lock()
         self._tokenizer = _load(folder)
         self.end_tokens = _end_tokens(folder, self._tokenizer.eos_token_id)
         self.recommended = recommended(read_json(folder / "generation_config.json"))
         self.declared_vocabulary = _vocabulary(folder)
         self.vocabulary = self.declared_vocabulary or len(self._tokenizer)
+        self._template = self._compiled()
         try:
             self._detokenizers = self._plan_detokenizers()
             # The first call may change the tokenizer's settings; those in threads do not.
             self.encode("a")
+            self._probe()
         except (InvalidRequest, ValueError, TypeError, LookupError, AttributeError) as error:
             why = error.why if isinstance(error, InvalidRequest) else _first_line(error)
             raise ModelBroken(
                 f"The tokenizer of {folder.name!r} does not work", why, path=folder
             ) from error
+
+    @property
+    def quick(self) -> bool:
+        """Whether short chats have been quick for long enough to be done in the event loop."""
+        return self._owed <= 0
+
+    def proved(self, took_s: float, characters: int) -> None:
+        """Learns how long a chat took that became so many characters of text."""
+        with self._learning:  # the event loop's thread does so, and others
+            if took_s <= max(SLOW_S, SLOW_CHARACTER_S * characters):
+                self._owed = max(0, self._owed - 1)
+            else:
+                self._owed = self._after_slow
+                self._after_slow = min(10 * self._after_slow, _MOST_PROOF)
+
+    def _probe(self) -> None:
+        """Tries texts that a pattern which backtracks is slow with, before anybody sends one."""
+        for character in _PROBED:
+            text = _PROBE * character + ("b" if character == "a" else "a")
+            # Not once alone, for the machine may have been busy.
+            if all(self._seconds(text) > SLOW_PROBE_S for _ in range(3)):
+                self._owed = self._after_slow = _MOST_PROOF
+                return
+
+    def _seconds(self, text: str) -> float:
+        began = time.perf_counter()
+        with contextlib.suppress(InvalidRequest):
+            self.encode(text)
+        return time.perf_counter() - began
 
     def detokenizer(self) -> Detokenizer:
         """A detokeniser for one answer."""
@@ -92,17 +136,11 @@ class ChatTokenizer:
             InvalidRequest: the template refuses these messages.
             ModelBroken: the model has no chat template, or a broken one.
         """
-        import jinja2
-
-        began = time.perf_counter()
+        if not isinstance(self._template, ChatTemplate):
+            what, why, fix = self._template
+            raise ModelBroken(what, why, fix, path=self.folder)
         try:
             return self._template.render(messages, self._tokenizer.special_tokens_map)
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelBroken(
-                f"The chat template of {self.folder.name!r} is broken",
-                str(error),
-                path=self.folder,
-            ) from error
         except FAILURES as error:
             raise InvalidRequest(
                 "The model's chat template refuses these messages",
@@ -110,23 +148,26 @@ class ChatTokenizer:
                 "Change the order or the roles of the messages",
                 field="messages",
             ) from error
-        finally:
-            self.slow = time.perf_counter() - began > SLOW_S
 
-    @functools.cached_property
-    def _template(self) -> ChatTemplate:
+    def _compiled(self) -> ChatTemplate | tuple[str, str, str]:
+        """The chat template, or else what to tell of it whenever a chat asks for it."""
+        import jinja2
+
         try:
             source = self._tokenizer.get_chat_template()
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             source = None
         if not source or not isinstance(source, str):
-            raise ModelBroken(
+            return (
                 f"The model in {self.folder.name!r} has no chat template",
                 "It is a base model, or chat_template.jinja is missing",
                 "Choose a chat (instruct) model",
-                path=self.folder,
             )
-        return ChatTemplate(source)
+        try:
+            return ChatTemplate(source)
+        except jinja2.TemplateSyntaxError as error:
+            why = str(error.message or "")[:500]
+            return f"The chat template of {self.folder.name!r} is broken", why, ""
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a chat, up to where the assistant begins to answer.
@@ -188,14 +229,32 @@ class Tokenizers:
         Raises:
             InvalidRequest, ModelBroken: as :meth:`ChatTokenizer.render`.
         """
-        if not tokenizer.slow and _characters(messages) <= _INLINE_CHARACTERS:
-            return tokenizer.prompt(messages)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, tokenizer.prompt, messages)
+        if not tokenizer.quick or _characters(messages) > _INLINE_CHARACTERS:
+            return await loop.run_in_executor(self._threads, _timed, tokenizer, messages)
+        began = time.perf_counter()
+        text = ""
+        try:
+            text = tokenizer.render(messages)
+            if len(text) <= _INLINE_TEXT:
+                return tokenizer.encode(text)
+        finally:
+            tokenizer.proved(time.perf_counter() - began, len(text))
+        return await loop.run_in_executor(self._threads, tokenizer.encode, text)
 
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, ...]:
+    began = time.perf_counter()
+    text = ""
+    try:
+        text = tokenizer.render(messages)
+        return tokenizer.encode(text)
+    finally:
+        tokenizer.proved(time.perf_counter() - began, len(text))
 
 
 def _characters(messages: Sequence[Message]) -> int:
@@ -215,7 +274,12 @@ def _load(folder: Path) -> Any:
             path=folder,
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with plain_folder(folder) as plain:
+            return AutoTokenizer.from_pretrained(
+                plain, trust_remote_code=False, local_files_only=True
+            )
+    except ModelBroken:
+        raise
     except BaseException as error:
         # transformers lets anything through here: OSError, ValueError, KeyError, tokenizers' own.
         if not _foreign(error):

@@ -244,6 +244,23 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are a pipe": (lambda f: os.mkfifo(f / "model-3.safetensors"), "no plain file"),
     "config is a folder": (lambda f: as_folder(f / "config.json"), "no plain file"),
     "config is huge": (lambda f: os.truncate(f / "config.json", 1 << 30), "1073741824 bytes"),
+    "config is large": (lambda f: sparse(f / "extra.json", 5 << 20), "absurdly large"),
+    "many values in few bytes": (
+        lambda f: (f / "tokenizer_config.json").write_text("[" + "[]," * 700_000 + "[]]"),
+        "too many values",
+    ),
+    "many values in the config": (
+        lambda f: (f / "config.json").write_text("[" + "[]," * 700_000 + "[]]"),
+        "too many values",
+    ),
+    "many values in the tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("[" + "0," * 6_000_001 + "0]"),
+        "too many values",
+    ),
+    "a vocabulary of empty lines": (
+        lambda f: (f / "vocab.txt").write_text("\n" * 3_000_001),
+        "too many values",
+    ),
     "template is huge": (lambda f: sparse(f / "chat_template.jinja", 1 << 30), "absurdly large"),
     "a billion layers": (lambda f: change_config(f, num_hidden_layers=10**9), "makes no sense"),
     "a billion experts": (lambda f: change_config(f, n_routed_experts=10**9), "makes no sense"),
@@ -273,6 +290,20 @@ def as_folder(path: Path) -> None:
 def sparse(path: Path, size: int) -> None:
     path.touch()
     os.truncate(path, size)
+
+
+def test_files_as_large_as_those_of_large_models_are_taken(folder: Path, tmp_path: Path) -> None:
+    tokens = {str(i): {"content": f"<|{i}|>", "special": True} for i in range(20_000)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+    words = {f"word{i}, and": i for i in range(300_000)}
+    merges = [[f"w{i}", f"o{i}"] for i in range(300_000)]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"v": words, "m": merges}}))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    some = next(iter(index["weight_map"].values()))
+    index["weight_map"] |= {f"model.layers.1.mlp.experts.{i}.weight": some for i in range(150_000)}
+    path.write_text(json.dumps(index))
+    assert resolve(str(folder), state_dir=tmp_path)
 
 
 def test_a_link_to_another_file_of_the_folder_is_followed(folder: Path, tmp_path: Path) -> None:

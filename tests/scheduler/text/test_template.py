@@ -54,7 +54,19 @@ HONEST = {
     "tests": "{{ messages is iterable }}{{ messages[0] is mapping }}{{ messages[0].x is defined }}"
     "{{ 'a' in 'cat' and 2 not in [1] }}{{ messages[1].content is string }}{{ 3 // 2 + 2 ** 5 }}",
     "reasoning": "{% for m in messages %}{{ m.thinking }}{{ m.reasoning_content }}{% endfor %}",
+    "formats": "{{ '%-5s|%05.1f%%|%x' % ('a', 2, 255) }}"
+    "{{ '%(a)s %(b)d' % {'a': messages[1].content, 'b': 3000} }}{{ 'from 2024: {:>5}|{a!r}' "
+    ".format(1, a='x') }}{{ '{:.2f} {:,}'.format(1.5, 99999) }}{{ '{a}'.format_map({'a': none}) }}",
+    "numbers": "{{ 2.567 | round(1) }}{{ 7 | round(-1) }}{{ 2.1 | round(0, 'ceil') | int }}"
+    "{{ 7 - 2.5 }}{{ [1, 2] | sum }}{{ messages | map(attribute='n', default=1) | sum }}",
+    "shown": "{{ messages[3].tool_calls }}{{ [1, 'é\n', none] ~ 1.5 }}{{ {'a': true} | string }}"
+    "{{ messages[0].items() | list }}{{ 'b' in messages[0] or 'content' in messages[0] }}",
+    "pieces": "{{ 'a b  c'.split() }}{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a\nb'.splitlines() }}"
+    "{{ 'xaxx'.rstrip('x').rfind('a') }}{{ ', '.join(['a', 'b']) }}{{ 'a.b'.partition('.')[2] }}"
+    "{{ ', '.join(messages[0].values()) }}{{ 'tEXT here' | title }}{{ 'straße'.upper() }}",
 }
+
+LARGE = "{% set x = 'a' * 10000000 %}"
 
 HOSTILE = {
     "loops for ever": "{% for a in range(99999) %}{% for b in range(99999) %}"
@@ -99,6 +111,52 @@ HOSTILE = {
     "a long number": "{{ " + "9" * 20_000 + " }}",
     "a date that pads": "{{ strftime_now('%999999999d') }}",
     "no Jinja": "{% for %}",
+    "a format of many fields": LARGE + "{% set y = ('%(a)s' * 100) % {'a': x} %}",
+    "a format method of many fields": LARGE + "{% set y = ('{0}' * 100).format(x) %}",
+    "a format map of many fields": LARGE + "{% set y = ('{a}' * 100).format_map({'a': x}) %}",
+    "a format that reaches in": LARGE + "{% set n = namespace(a=x) %}"
+    "{% set y = ('{0.a}' * 100).format(n) %}",
+    "a width of three digits": "{{ '%(a)999d' % {'a': 1} }}",
+    "a precision of three digits": "{{ '{:.999f}'.format(1.5) }}",
+    "widths of two digits": "{% set y = ('%(a)99d' * 190000) % {'a': 1} %}",
+    "escapes": LARGE + "{% set y = [x.replace('a', '\U000e0001')] | string %}",
+    "escapes of JSON": "{% set y = ('\x00' * 30000000) | tojson %}",
+    "separators of JSON": "{% set y = [1] * 9000 | tojson(separators=('x' * 9000, ':')) %}",
+    "joining a list that is written down": LARGE + "{% set y = ''.join([" + 100 * "x, " + "]) %}",
+    "joining a dictionary": LARGE
+    + "{% set y = ''.join({"
+    + ", ".join(f"{i}: x" for i in range(100))
+    + "}.values()) %}",
+    "an error of many texts": LARGE + "{{ raise_exception([" + 100 * "x, " + "]) }}",
+    "rounding": "{{ 5 | round(-100000) }}",
+    "rounding up": "{{ 5 | round(100000, 'floor') }}",
+    "namespaces in namespaces": "{% set o = namespace(x=1) %}{% for i in range(14) %}"
+    "{% set o.x = namespace(a=o.x, b=o.x) %}{% endfor %}{% set y = o.x ~ 'a' * 70000000 %}",
+    "splitting": "{% set y = ('ab ' * 1000000).split(' ') %}",
+    "splitting at blanks": "{% set y = ('ab ' * 1000000).split() %}",
+    "splitting lines": "{% set y = ('ab\r' * 1000000).splitlines() %}",
+    "a list of characters": "{% set y = ('é' * 1000000) | list %}",
+    "unpacking": "{{ 'a'.startswith(*('x' * 1000000)) }}",
+    "searching backwards": "{{ ('a' * 100000).rfind('a' * 5000 ~ 'b' ~ 'a' * 5000) }}",
+    "stripping": "{{ ('x' * 70000).strip('y' * 70000 ~ 'x') }}",
+    "trimming": "{{ ('x' * 70000) | trim('y' * 70000 ~ 'x') }}",
+    "indenting lines": "{% set y = ('a\r' * 1000000) | indent(60) %}",
+    "titles": "{% set y = ('a-' * 1000000) | title %}",
+    "long attributes": "{% set y = ['aaa'] | map(attribute='0.' * 100000 ~ '0') | list %}",
+    "adding lists up": "{% set y = ([{'a': [1]}] * 9000) | sum(attribute='a', start=[]) %}",
+    "subtracting": "{% set y = dict(a=1).keys() - dict(b=1).keys() %}",
+    "attributes of namespaces": LARGE + "{% set n = namespace(a=x) %}"
+    "{% set y = [n, n, n, n, n, n, n] | join(attribute='a') %}",
+    "attributes of loops": "{% for i in ['a' * 1000000, 2] %}{% set n = loop %}"
+    "{% set y = [loop] | join(attribute='previtem') %}{% endfor %}",
+    "reversing": LARGE + "{% for i in range(100) %}{% set y = x | reverse %}{% endfor %}",
+    "counting equals": LARGE + "{% set y = [x ~ 'b', x ~ 'b'].count(x ~ 'c') %}",
+    "hashing": "{% set t = (1,) * 50000 %}{% for i in range(99) %}{{ {1: 1}[t] }}{% endfor %}",
+    "a large prompt": "{{ 'a' * 1000000 }}",
+    "a block": "{% block a %}{% endblock %}",
+    "a template of many characters": "{{ a }}" * 20_000,
+    "a template of many parts": "{{a}}" * 9_000,
+    "many parts in many loops": "{% for a in b %}" * 15 + "{{a}}" * 4_000 + "{% endfor %}" * 15,
 }
 
 
@@ -147,3 +205,10 @@ def test_a_template_that_is_refused_says_why():
         ChatTemplate("{{ raise_exception('only users') }}").render(CHAT, {})
     with pytest.raises(jinja2.TemplateError, match="too much"):
         ChatTemplate("{{ 'x' * 10 ** 10 }}").render(CHAT, {})
+
+
+def test_a_template_larger_than_any_known_one_is_taken():
+    source = "".join(HONEST.values())
+    source *= 30_000 // len(source)
+    shown = ChatTemplate(source).render(CHAT, {"bos_token": "<s>"})
+    assert shown.count("Hi <b>") > 20

@@ -14,6 +14,7 @@ import pytest
 
 from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.scheduler.generation import ServedModel
+from parallax.scheduler.text.sandbox import CountedEnvironment
 from parallax.scheduler.text.tokenizer import ChatTokenizer, Tokenizers
 from tests.models import KINDS, make_config, make_tokenizer
 from tests.scheduler.text.tokenizers_made import CORPUS, FAMILIES
@@ -252,17 +253,74 @@ def test_ids_that_no_tokenizer_knows_are_no_text(tmp_path):
     assert detokenizer.add(65) == tokenizer.decode([65])
 
 
-async def test_a_template_that_takes_long_is_rendered_in_a_thread_from_then_on(
-    tmp_path, monkeypatch
-):
+def watch(monkeypatch: pytest.MonkeyPatch, tokenizer: ChatTokenizer, method: str) -> list[bool]:
+    """Whether each call of this method was in the event loop's thread."""
+    here: list[bool] = []
+    inner = getattr(tokenizer, method)
+
+    def outer(given: object) -> object:
+        here.append(threading.current_thread() is threading.main_thread())
+        return inner(given)
+
+    monkeypatch.setattr(tokenizer, method, outer)
+    return here
+
+
+async def test_a_chat_is_done_in_the_loop_only_after_others_were_quick(tmp_path, monkeypatch):
+    tokenizer, tokenizers = ChatTokenizer(make(tmp_path)), Tokenizers()
+    here = watch(monkeypatch, tokenizer, "render")
+    for _ in range(4):
+        assert await tokenizers.prompt(tokenizer, USER)
+    assert here == [False, False, True, True]
     monkeypatch.setattr("parallax.scheduler.text.tokenizer.SLOW_S", 0.0)
-    tokenizer, threads = ChatTokenizer(make(tmp_path)), []
-    render = tokenizer.render
-    monkeypatch.setattr(
-        tokenizer, "render", lambda m: (threads.append(threading.current_thread()), render(m))[1]
-    )
-    tokenizers = Tokenizers()
-    for _ in range(2):
+    monkeypatch.setattr("parallax.scheduler.text.tokenizer.SLOW_CHARACTER_S", 0.0)
+    for _ in range(3):
         assert await tokenizers.prompt(tokenizer, USER)
     tokenizers.close()
-    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+    assert here[4:] == [True, False, False]
+
+
+async def test_a_tokenizer_whose_pattern_backtracks_never_holds_the_loop(tmp_path, monkeypatch):
+    path = make(tmp_path) / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    pattern = {"Regex": "(?:q|qq){1,14}$"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    both = [split, settings["pre_tokenizer"]]
+    settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": both}
+    path.write_text(json.dumps(settings))
+    tokenizer, tokenizers = ChatTokenizer(tmp_path), Tokenizers()
+    here = watch(monkeypatch, tokenizer, "encode")
+    for _ in range(4):
+        assert await tokenizers.prompt(tokenizer, USER)
+    tokenizers.close()
+    assert here == [False] * 4
+
+
+async def test_a_short_chat_that_becomes_a_long_text_is_encoded_in_a_thread(tmp_path, monkeypatch):
+    template = "{{ 'x' * 20000 if 'long' in messages[0].content }}{{ messages[0].content }}"
+    tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
+    tokenizers, here = Tokenizers(), watch(monkeypatch, tokenizer, "encode")
+    for word in ("a", "b", "c", "long"):
+        assert await tokenizers.prompt(tokenizer, [{"role": "user", "content": word}])
+    tokenizers.close()
+    assert here == [False, False, True, False]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{% if %}"])
+async def test_a_template_is_compiled_once_and_in_a_thread(tmp_path, monkeypatch, template):
+    threads = []
+    compiled = CountedEnvironment.compile
+
+    def outer(self: CountedEnvironment, source: str, *rest: object) -> object:
+        threads.append(threading.current_thread())
+        return compiled(self, source, *rest)
+
+    monkeypatch.setattr(CountedEnvironment, "compile", outer)
+    tokenizers, folder = Tokenizers(), make(tmp_path / "model", chat_template=template)
+    tokenizer = await tokenizers.of(ServedModel("tiny", folder, 4096, 0))
+    for _ in range(3):
+        with contextlib.suppress(ModelBroken):
+            await tokenizers.prompt(tokenizer, USER)
+    tokenizers.close()
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
