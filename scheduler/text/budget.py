@@ -119,7 +119,7 @@ class Budget:
 
 
 def _inside(namespace: Namespace) -> dict[str, Any]:
-    inside: dict[str, Any] = namespace._Namespace__attrs  # type: ignore[attr-defined]
+    inside: dict[str, Any] = namespace._Namespace__attrs
     return inside
 
 

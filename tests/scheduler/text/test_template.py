@@ -121,7 +121,7 @@ HOSTILE = {
     "widths of two digits": "{% set y = ('%(a)99d' * 190000) % {'a': 1} %}",
     "escapes": LARGE + "{% set y = [x.replace('a', '\U000e0001')] | string %}",
     "escapes of JSON": "{% set y = ('\x00' * 30000000) | tojson %}",
-    "separators of JSON": "{% set y = [1] * 9000 | tojson(separators=('x' * 9000, ':')) %}",
+    "separators of JSON": "{% set y = ([1] * 9000) | tojson(separators=('x' * 9000, ':')) %}",
     "joining a list that is written down": LARGE + "{% set y = ''.join([" + 100 * "x, " + "]) %}",
     "joining a dictionary": LARGE
     + "{% set y = ''.join({"
@@ -130,8 +130,6 @@ HOSTILE = {
     "an error of many texts": LARGE + "{{ raise_exception([" + 100 * "x, " + "]) }}",
     "rounding": "{{ 5 | round(-100000) }}",
     "rounding up": "{{ 5 | round(100000, 'floor') }}",
-    "namespaces in namespaces": "{% set o = namespace(x=1) %}{% for i in range(14) %}"
-    "{% set o.x = namespace(a=o.x, b=o.x) %}{% endfor %}{% set y = o.x ~ 'a' * 70000000 %}",
     "splitting": "{% set y = ('ab ' * 1000000).split(' ') %}",
     "splitting at blanks": "{% set y = ('ab ' * 1000000).split() %}",
     "splitting lines": "{% set y = ('ab\r' * 1000000).splitlines() %}",
@@ -212,3 +210,9 @@ def test_a_template_larger_than_any_known_one_is_taken():
     source *= 30_000 // len(source)
     shown = ChatTemplate(source).render(CHAT, {"bos_token": "<s>"})
     assert shown.count("Hi <b>") > 20
+
+
+def test_a_namespace_has_no_text_however_many_others_it_holds():
+    source = "{% set o = namespace(x=1) %}{% for i in range(18) %}"
+    source += "{% set o.x = namespace(a=o.x, b=o.x) %}{% endfor %}{{ o.x }}"
+    assert ChatTemplate(source).render(CHAT, {}) == "<Namespace>"
