@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -119,9 +121,9 @@ HOSTILE = {
     "a width of three digits": "{{ '%(a)999d' % {'a': 1} }}",
     "a precision of three digits": "{{ '{:.999f}'.format(1.5) }}",
     "widths of two digits": "{% set y = ('%(a)99d' * 190000) % {'a': 1} %}",
-    "escapes": LARGE + "{% set y = [x.replace('a', '\U000e0001')] | string %}",
-    "escapes of JSON": "{% set y = ('\x00' * 30000000) | tojson %}",
-    "separators of JSON": "{% set y = ([1] * 9000) | tojson(separators=('x' * 9000, ':')) %}",
+    "escapes": "{% set y = ['\U000e0001' * 40000000] | string %}",
+    "escapes of JSON": "{% set y = ('\x00' * 60000000) | tojson %}",
+    "separators of JSON": "{% set y = ([1] * 9000) | tojson(separators=('x' * 90000, ':')) %}",
     "joining a list that is written down": LARGE + "{% set y = ''.join([" + 100 * "x, " + "]) %}",
     "joining a dictionary": LARGE
     + "{% set y = ''.join({"
@@ -130,21 +132,21 @@ HOSTILE = {
     "an error of many texts": LARGE + "{{ raise_exception([" + 100 * "x, " + "]) }}",
     "rounding": "{{ 5 | round(-100000) }}",
     "rounding up": "{{ 5 | round(100000, 'floor') }}",
-    "splitting": "{% set y = ('ab ' * 1000000).split(' ') %}",
-    "splitting at blanks": "{% set y = ('ab ' * 1000000).split() %}",
-    "splitting lines": "{% set y = ('ab\r' * 1000000).splitlines() %}",
-    "a list of characters": "{% set y = ('é' * 1000000) | list %}",
-    "unpacking": "{{ 'a'.startswith(*('x' * 1000000)) }}",
+    "splitting": "{% set y = ('ab ' * 10000000).split(' ') %}",
+    "splitting at blanks": "{% set y = ('ab ' * 10000000).split() %}",
+    "splitting lines": "{% set y = ('ab\r' * 10000000).splitlines() %}",
+    "a list of characters": "{% set y = ('你' * 5000000) | list %}",
+    "unpacking": "{{ 'a'.startswith(*('你' * 5000000)) }}",
     "searching backwards": "{{ ('a' * 100000).rfind('a' * 5000 ~ 'b' ~ 'a' * 5000) }}",
     "stripping": "{{ ('x' * 70000).strip('y' * 70000 ~ 'x') }}",
     "trimming": "{{ ('x' * 70000) | trim('y' * 70000 ~ 'x') }}",
-    "indenting lines": "{% set y = ('a\r' * 1000000) | indent(60) %}",
+    "indenting lines": "{% set y = ('a\r' * 10000000) | indent(60) %}",
     "titles": "{% set y = ('a-' * 1000000) | title %}",
     "long attributes": "{% set y = ['aaa'] | map(attribute='0.' * 100000 ~ '0') | list %}",
     "adding lists up": "{% set y = ([{'a': [1]}] * 9000) | sum(attribute='a', start=[]) %}",
     "subtracting": "{% set y = dict(a=1).keys() - dict(b=1).keys() %}",
     "attributes of namespaces": LARGE + "{% set n = namespace(a=x) %}"
-    "{% set y = [n, n, n, n, n, n, n] | join(attribute='a') %}",
+    "{% set y = ([n] * 100) | join(attribute='a') %}",
     "attributes of loops": "{% for i in ['a' * 1000000, 2] %}{% set n = loop %}"
     "{% set y = [loop] | join(attribute='previtem') %}{% endfor %}",
     "reversing": LARGE + "{% for i in range(100) %}{% set y = x | reverse %}{% endfor %}",
@@ -171,6 +173,7 @@ def test_honest_templates_render_as_transformers_renders_them(name, tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_are_refused_soon_and_in_little_memory(name):
+    _forget_peak()
     peak, began = _peak_bytes(), time.process_time()
     with pytest.raises(FAILURES):
         ChatTemplate(HOSTILE[name]).render(CHAT, {})
@@ -178,7 +181,15 @@ def test_hostile_templates_are_refused_soon_and_in_little_memory(name):
     assert _peak_bytes() - peak < 300 << 20
 
 
+def _forget_peak() -> None:
+    with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of all tests
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_bytes() -> int:
+    with contextlib.suppress(OSError):
+        facts = Path("/proc/self/status").read_text()
+        return 1024 * int(facts.split("VmHWM:")[1].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
