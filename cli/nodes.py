@@ -33,6 +33,10 @@ Member = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Even where nothing can be served without this node.")
 ]
+Now = Annotated[
+    bool,
+    typer.Option("--now", help="Cut it off first, whatever it does and whatever fits without it."),
+]
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Whether to return only when it is done.")
 ]
@@ -162,6 +166,7 @@ group.command("resume", hidden=True)(undrain)
 def remove(
     node: Member,
     force: Force = False,
+    now: Now = False,
     wait: Wait = True,
     url: flags.Url = None,
     host: flags.Host = None,
@@ -173,14 +178,15 @@ def remove(
 ) -> None:
     """Drains a node, for a minute at most, then cuts it off and refuses it from then on.
 
-    The token that it came with is revoked, and that of the join command replaced.
+    With --now it is cut off first: for a machine that must not see another word. The token that
+    it came with is revoked, and that of the join command replaced.
     """
     client = client_of(locals())
-    told = ask_to_leave(client, node, "remove", force=force)
+    told = ask_to_leave(client, node, "remove", force=force, now=now)
     node_id, name = str(told.get("node_id", node)), called(told, node)
     if wait:
         gone_or(client, node_id)
-    typer.echo(f"{name} {'is removed' if wait else 'will be removed'}")
+    typer.echo(f"{name} {'is removed' if wait or now else 'will be removed'}")
     typer.echo("The token that it came with is revoked, and the join command has a new one")
     if told.get("same_token"):
         typer.echo(came_with(told))
@@ -196,14 +202,17 @@ def leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> tuple[
     return str(told.get("node_id", node)), called(told, node)
 
 
-def ask_to_leave(client: ClusterClient, node: str, verb: str, *, force: bool) -> dict[str, Any]:
+def ask_to_leave(
+    client: ClusterClient, node: str, verb: str, *, force: bool, now: bool = False
+) -> dict[str, Any]:
     """Does ``verb`` to a node; returns what is told of it.
 
     Raises:
         ParallaxError: as :func:`leave`.
     """
     path = f"/admin/nodes/{quote(node, safe='')}/{verb}"
-    told = client.send("POST", path, {"force": True} if force else {}).get("data")
+    asked = {name: True for name, wanted in (("force", force), ("now", now)) if wanted}
+    told = client.send("POST", path, asked).get("data")
     return told if isinstance(told, dict) else {}
 
 

@@ -207,7 +207,7 @@ class Admission:
         if known is not None and known.standing is Standing.ADMITTED:
             raise InvalidRequest(
                 f"{known.name or node_id} is a member already",
-                fix="Use 'parallax nodes remove' to send it away",
+                fix="Use 'parallax nodes remove' to send it away, with --now at once",
                 field="node",
             )
         if known is not None and known.standing is Standing.REMOVED:

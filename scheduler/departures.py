@@ -87,15 +87,23 @@ class Departures:
             self._wishes.plan()
         return node_id
 
-    async def remove(self, word: str, *, force: bool = False) -> str:
+    async def remove(self, word: str, *, force: bool = False, at_once: bool = False) -> str:
         """A node is drained, for a minute at most, and then cut off for good. Returns its id.
+
+        With ``at_once`` it is cut off before anything else is done, whether the model fits without
+        it or not: its rings are made again without it, as if it had died.
 
         Raises:
             UnknownNode: no node is meant, or more than one.
             ModelTooBig: the model does not fit without it, and ``force`` is not set.
-            BadSetting: it could not be written down, and is not done.
+            BadSetting: it could not be written down, and is not done; with ``at_once`` it is done,
+                and written as soon as it can be.
         """
         node_id, name = self._found(word)
+        if at_once:
+            self._leaving.remove(node_id, name, time.monotonic(), forced=True, wait_s=0.0)
+            await self._let_go(node_id, name)  # if that fails, the next look sees to it
+            return node_id
         if not force:
             self._check(node_id, name)
         before = self._leaving.remove(node_id, name, time.monotonic(), forced=force)
@@ -136,10 +144,13 @@ class Departures:
                 continue  # it was sent away meanwhile
             for ring in [ring for ring in reconciler.rings if node_id in ring.nodes]:
                 self._formation.do(reconciler.retire(ring))
-            await self._send_away(node_id, name)
-            self._leaving.take_back(node_id)
-            await self._write()
-            self._wishes.plan()
+            await self._let_go(node_id, name)
+
+    async def _let_go(self, node_id: str, name: str) -> None:
+        await self._send_away(node_id, name)
+        self._leaving.take_back(node_id)
+        await self._write()
+        self._wishes.plan()
 
     def _move(self, touched: list[Ring]) -> None:
         reconciler, do = self._formation.reconciler, self._formation.do

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from parallax.fabric.errors import ParallaxError
+from parallax.fabric.errors import BadSetting, ParallaxError
 from parallax.fabric.events import Event, NodeAsks
 from parallax.fabric.limits import DEFAULT_LIMITS
 from parallax.scheduler import admission_store
@@ -179,12 +179,13 @@ class Gate:
         """Refuses the node that an id or a fingerprint names; one that came by --open is cut off.
 
         Raises:
-            UnknownNode, InvalidRequest, BadSetting.
+            UnknownNode, InvalidRequest.
+            BadSetting: it could not be written down yet; the node is refused all the same.
         """
         known = self._admission.deny(self._admission.find(word), self._clock())
-        await self.write()
+        self.decided()  # before it is written: a full disk must keep nobody in
+        await self._write_down(known)
         log.info("node %s is refused from now on", known.node_id)
-        self.decided()
         return known
 
     async def remove(self, node_id: str, name: str = "") -> Known:
@@ -194,15 +195,15 @@ class Gate:
         and those of the join command, which has a new one from then on.
 
         Raises:
-            BadSetting: it could not be written down.
+            BadSetting: it could not be written down yet; the node is refused all the same.
         """
         known = self._admission.remove(node_id, self._clock(), name)
         for token, state in self.tokens():
             if token.note == RUN_NOTE and state is TokenState.GOOD:
                 self._admission.revoke(token.id, self._clock())
-        await self.write()
+        self.decided()  # as above
+        await self._write_down(known)
         log.info("node %s is removed, and the join command's token replaced", node_id)
-        self.decided()
         await self.renew(now_at_once=True)
         return known
 
@@ -267,6 +268,17 @@ class Gate:
         if longest != told:
             await self._store.keep(LONGEST, longest)
         return longest
+
+    async def _write_down(self, refused: Known) -> None:
+        try:
+            await self.write()
+        except BadSetting as error:
+            raise BadSetting(
+                f"{refused.name or refused.node_id} is refused from now on, but not yet on disk",
+                error.sentence,
+                "That is tried again by itself; a scheduler that is started before then forgets it",
+                **error.fields,
+            ) from None
 
     async def write(self) -> None:
         """Writes down whatever is not on disk yet.

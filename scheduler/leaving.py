@@ -53,11 +53,17 @@ class Leaving:
         return asked
 
     def remove(
-        self, node_id: str, name: str, now: float, *, forced: bool = False
+        self,
+        node_id: str,
+        name: str,
+        now: float,
+        *,
+        forced: bool = False,
+        wait_s: float = REMOVE_S,
     ) -> Departure | None:
-        """This node is to go for good. Returns what was asked before."""
+        """This node is to go for good, after ``wait_s`` at most. Returns what was asked before."""
         before = self._departures.get(node_id)
-        self._departures[node_id] = Departure(name, forced, True, now + REMOVE_S)
+        self._departures[node_id] = Departure(name, forced, True, now + wait_s)
         return before
 
     def take_back(self, node_id: str) -> Departure | None:

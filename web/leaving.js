@@ -10,13 +10,19 @@ export function makeMenu(node) {
   const menu = make("details", "menu answers", make("summary", "", "⋯"));
   const drain = make("button");
   const remove = make("button", "", "Remove");
-  for (const button of [drain, remove]) button.type = "button";
+  const now = make("button", "", "Remove at once");
+  now.title = "For a machine that must not see another word: its work is not handed over first";
+  for (const button of [drain, remove, now]) button.type = "button";
   drain.addEventListener("click", () => ask(menu, node, drain.dataset.verb));
   remove.addEventListener("click", () => {
     const question = `Remove ${node.name}? It is refused then, until it is approved again.`;
     if (confirm(question)) ask(menu, node, "remove");
   });
-  menu.append(make("div", "", drain, remove));
+  now.addEventListener("click", () => {
+    const question = `Cut ${node.name} off at once? Others take over what it does, as if it had died.`;
+    if (confirm(question)) ask(menu, node, "remove", { now: true });
+  });
+  menu.append(make("div", "", drain, remove, now));
   return menu;
 }
 
@@ -32,10 +38,10 @@ export function updateMenu(menu, node) {
   drain.title = leaves ? "It may have layers again" : "Take every layer off it; it stays a member";
 }
 
-async function ask(menu, node, verb) {
+async function ask(menu, node, verb, body = {}) {
   sayOrHide(byId("nodes-error"), null);
   try {
-    await json(`admin/nodes/${encodeURIComponent(node.node_id)}/${verb}`, {});
+    await json(`admin/nodes/${encodeURIComponent(node.node_id)}/${verb}`, body);
     menu.open = false;
   } catch (error) {
     sayOrHide(byId("nodes-error"), error.message);

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
 from parallax.scheduler.http.keys import DEPARTURES, GATE, LIMITS
 from parallax.scheduler.http.requests import parse, read_json
+
+T = TypeVar("T", bound=BaseModel)
 
 MOST_SHOWN = 20  # of those that came in with the same token
 
@@ -20,6 +23,12 @@ class DepartureRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     force: bool = False
+
+
+class RemovalRequest(DepartureRequest):
+    """``now``: cut off at once, whatever it does and whatever fits without it."""
+
+    now: bool = False
 
 
 def routes() -> list[web.RouteDef]:
@@ -34,8 +43,8 @@ def routes() -> list[web.RouteDef]:
 
 async def drain(request: web.Request) -> web.Response:
     """Begins to move everything off a node, which stays a member."""
-    force = await _force(request)
-    node_id = await request.app[DEPARTURES].drain(request.match_info["id"], force=force)
+    asked = await _asked(request, DepartureRequest)
+    node_id = await request.app[DEPARTURES].drain(request.match_info["id"], force=asked.force)
     return _answer(request, node_id)
 
 
@@ -45,10 +54,13 @@ async def undrain(request: web.Request) -> web.Response:
 
 
 async def remove(request: web.Request) -> web.Response:
-    """Begins to move everything off a node, and sends it away then; tells who came with it."""
-    force = await _force(request)
-    node_id = await request.app[DEPARTURES].remove(request.match_info["id"], force=force)
-    return _answer(request, node_id, _came_with(request, node_id))
+    """Begins to move everything off a node, and sends it away then; or sends it away at once."""
+    asked = await _asked(request, RemovalRequest)
+    node_id = await request.app[DEPARTURES].remove(
+        request.match_info["id"], force=asked.force, at_once=asked.now
+    )
+    came_with = _came_with(request, node_id)
+    return _answer(request, node_id, came_with, done="removed")
 
 
 def _came_with(request: web.Request, node_id: str) -> dict[str, object]:
@@ -58,19 +70,22 @@ def _came_with(request: web.Request, node_id: str) -> dict[str, object]:
     return {"same_token": shown, "same_token_count": len(others)}
 
 
-async def _force(request: web.Request) -> bool:
+async def _asked(request: web.Request, kind: type[T]) -> T:
     body = await read_json(request, request.app[LIMITS]) if request.can_read_body else {}
-    return parse(DepartureRequest, body).force
+    return parse(kind, body)
 
 
 def _answer(
-    request: web.Request, node_id: str, more: Mapping[str, object] | None = None
+    request: web.Request,
+    node_id: str,
+    more: Mapping[str, object] | None = None,
+    done: str = "ready",
 ) -> web.Response:
     departures = request.app[DEPARTURES]
     data = {
         "node_id": node_id,
         "name": departures.name_of(node_id),
-        "state": departures.state_of(node_id) or "ready",
+        "state": departures.state_of(node_id) or done,
         **(more or {}),
     }
     body = json.dumps({"type": "node", "data": data}).encode()

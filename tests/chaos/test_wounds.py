@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -98,6 +99,30 @@ def test_a_short_stop_loses_nothing_either(
     history, wrong = run_disturbed(hurt, expected, nap)
     histories.append(history)
     assert wrong == ""
+
+
+def test_a_node_that_is_removed_at_once_sees_nothing_more_and_the_answer_goes_on(
+    hurt: Arena, expected: Expected, histories: list[History]
+) -> None:
+    hurt.wait_whole(2, 1)
+    name = hurt.stage(1)
+    victim = hurt.processes.pop(name)
+    hurt.cluster.nodes.remove(victim)
+    said: list[dict[str, Any]] = []
+    history, wrong = run_disturbed(
+        hurt,
+        expected,
+        lambda: said.append(hurt.cluster.post(f"/admin/nodes/{name}/remove", {"now": True})),
+    )
+    histories.append(history)
+    assert wrong == ""
+    assert history.pause_s < 5, "it was waited for"
+    assert said[0]["data"]["state"] == "removed"
+    victim.child.wait(30)
+    victim.stop()
+    assert "removed" in victim.output
+    hurt.join(module=FAULTY)
+    hurt.wait_whole(2, 1)
 
 
 def test_a_compute_thread_that_dies_is_told_at_once_although_grpc_lives(

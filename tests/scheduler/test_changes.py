@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from parallax.fabric.errors import ModelTooBig, UnknownNode
+from parallax.fabric.errors import BadSetting, ModelTooBig, UnknownNode
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.generation import Generation, Sampling
 from parallax.scheduler.layouts import WAIT_S
 from parallax.scheduler.leaving import REMOVE_S
+from parallax.scheduler.store import FILE_NAME
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
 from tests.scheduler.told import Node, running, serving, until
@@ -211,6 +214,28 @@ async def test_a_member_that_is_not_here_is_removed_all_the_same(
     assert not cluster.gate.allowed("stolen")
     with pytest.raises(UnknownNode):
         await cluster.departures.remove("laptop")
+
+
+async def test_a_node_that_is_removed_at_once_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.store._BUSY_S", 0.05)
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 2, True)
+        a, b, epoch = await serving(cluster)
+        with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(BadSetting, match=r"b is refused from now on, but"):
+                await cluster.departures.remove("b", at_once=True)
+            assert b.orders("dismiss")
+            assert not cluster.gate.allowed("b")
+            assert cluster.reconciler.by_epoch(epoch) is None, "it sees the answers of its ring"
+            assert a.orders("leave")
+            other.execute("ROLLBACK")
+        await cluster.departures.cut_off(time.monotonic())  # which the clock does
+        assert cluster.departures.state_of("b") is None
+    async with running(tmp_path) as cluster:
+        assert cluster.gate.removed("b")
 
 
 async def test_a_removal_does_not_wait_for_ever(cluster: ClusterService) -> None:

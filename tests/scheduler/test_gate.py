@@ -192,6 +192,26 @@ async def test_what_could_not_be_written_admits_nobody_until_it_can(
             assert other.execute("SELECT count(*) FROM node").fetchone() == (1,)
 
 
+async def test_a_denial_that_cannot_be_written_holds_and_is_written_as_soon_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.store._BUSY_S", 0.05)
+    async with await Store.open(tmp_path) as store:
+        gate = Desk(store, Clock(), open_to_all=True).gate
+        told: list[list[str]] = []
+        gate.decided = lambda: told.append(gate.sent_away())
+        await gate.start()
+        with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(BadSetting, match="is refused from now on, but"):
+                await gate.deny(NODE)
+            assert told == [[NODE]], "its stream stands"
+            assert not gate.allowed(NODE)
+            other.execute("ROLLBACK")
+            await gate.write()
+            assert other.execute("SELECT node_id FROM node").fetchall() == [(NODE,)]
+
+
 async def test_a_state_file_of_the_first_form_is_taken_over(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
         old.executescript(
