@@ -29,6 +29,7 @@ from parallax.fabric.addresses import (
     with_own_scopes,
 )
 from parallax.fabric.certificates import dns_name
+from parallax.fabric.channel_options import client_options, server_options
 from parallax.fabric.credentials import Credentials
 from parallax.fabric.errors import (
     BadSetting,
@@ -47,14 +48,8 @@ from parallax.proto import wire_pb2 as wire
 
 WHO = "/parallax.v1.Peer/Who"
 HEAD_START_S = 0.25  # before the next endpoint is tried too (RFC 8305, happy eyeballs)
-MESSAGE_SLACK_BYTES = 64 << 10  # what surrounds a piece in its message
 PORT_TRIES = 20
 STRANGER_CALLS = 256  # at once, of the enrol listener
-STRANGER_CONNECTIONS = 256  # at once; members have a listener of their own
-STRANGER_IDLE_MS = 6_000  # without a call: thrice the time between two of a node that waits
-STRANGER_AGE_MS = 60_000  # of a connection; a node that waits goes on over a new one
-STRANGER_GRACE_MS = 10_000  # for the calls of one that is so old
-STRANGER_BYTES = 64 << 10  # of one message to it
 
 Connect = Callable[[wire.Endpoint], Coroutine[Any, Any, tuple[grpc.aio.Channel, wire.Endpoint]]]
 
@@ -65,57 +60,6 @@ _ADVICE_NO_ROUTE = (
     "On macOS allow the terminal, or Parallax, in System Settings > Privacy & Security > "
     "Local Network; elsewhere check that both machines are on the same network"
 )
-
-
-def _options(limits: Limits, receive_bytes: int) -> list[tuple[str, int | str]]:
-    """What both sides set. gRPC turns Nagle's algorithm off by itself."""
-    return [
-        ("grpc.max_send_message_length", limits.message_bytes + MESSAGE_SLACK_BYTES),
-        ("grpc.max_receive_message_length", receive_bytes),
-        # Together: whoever is silent for so long is gone.
-        ("grpc.keepalive_time_ms", int(limits.heartbeat_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int((limits.silence_s - limits.heartbeat_s) * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-    ]
-
-
-def _client_options(
-    limits: Limits, receive_bytes: int | None = None
-) -> list[tuple[str, int | str]]:
-    return [
-        *_options(limits, receive_bytes or limits.message_bytes + MESSAGE_SLACK_BYTES),
-        ("grpc.enable_http_proxy", 0),  # neighbours are never behind a proxy
-        ("grpc.enable_retries", 0),
-        ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", int(limits.connect_s * 1000)),
-        ("grpc.max_reconnect_backoff_ms", int(limits.connect_s * 1000)),
-    ]
-
-
-def _server_options(limits: Limits, *, strangers: bool) -> list[tuple[str, int | str]]:
-    receive_bytes = STRANGER_BYTES if strangers else limits.message_bytes + MESSAGE_SLACK_BYTES
-    return [
-        *_options(limits, receive_bytes),
-        ("grpc.server_handshake_timeout_ms", int(limits.connect_s * 1000)),
-        *(_stranger_options() if strangers else []),
-        ("grpc.so_reuseport", 0),  # a port that is taken must be noticed
-        # Pings as often as clients send them are welcome.
-        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.heartbeat_s * 500)),
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-
-
-def _stranger_options() -> list[tuple[str, int | str]]:
-    """What keeps those who are nobody yet from taking all files of this process."""
-    return [
-        ("grpc.max_allowed_incoming_connections", STRANGER_CONNECTIONS),
-        ("grpc.max_connection_idle_ms", STRANGER_IDLE_MS),
-        ("grpc.max_connection_age_ms", STRANGER_AGE_MS),
-        ("grpc.max_connection_age_grace_ms", STRANGER_GRACE_MS),
-    ]
 
 
 async def open_channel(
@@ -310,7 +254,7 @@ def _channel(
     receive_bytes: int | None = None,
 ) -> grpc.aio.Channel:
     named = ("grpc.ssl_target_name_override", dns_name(peer_id))
-    options = [*_client_options(limits, receive_bytes), named]
+    options = [*client_options(limits, receive_bytes), named]
     return grpc.aio.secure_channel(_target(endpoint), credentials, options=options)
 
 
@@ -389,7 +333,7 @@ async def listen(
             continue  # free at one address and taken at another: choose again
         members = isinstance(gate, MembersOnly)
         server = grpc.aio.server(
-            options=_server_options(limits, strangers=not members),
+            options=server_options(limits, usable, strangers=not members),
             interceptors=[gate],
             maximum_concurrent_rpcs=None if members else STRANGER_CALLS,
         )

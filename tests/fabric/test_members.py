@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
 import pytest
 
+from parallax.fabric import channel_options
 from parallax.fabric.addresses import Address, Kind, caller_host, is_this_machine
 from parallax.fabric.channels import listen, open_channel, stop_listening
 from parallax.fabric.credentials import Credentials, peer_of
@@ -184,6 +186,52 @@ async def test_a_member_that_was_sent_away_is_refused_at_its_next_call() -> None
         assert refused.value.fields["reason"] == "removed"
         assert alice.refused() == {"not_admitted": 3}
         assert len(alice.callers) == 1
+
+
+async def test_connections_are_bounded_before_anybody_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_options, "MEMBER_CONNECTIONS", 4)
+    async with host() as alice:
+        place = wire.Endpoint(host="127.0.0.1", port=alice.port, kind="loopback")
+        me = member("me")
+        channel, _ = await open_channel([place], peer("alice"), limits=LIMITS, credentials=me)
+        async with channel:
+            held = [await asyncio.open_connection("127.0.0.1", alice.port) for _ in range(8)]
+            ends = {asyncio.create_task(reader.read()) for reader, _ in held}
+            ended: set[asyncio.Task[bytes]] = set()
+            async with asyncio.timeout(LIMITS.connect_s - 1):  # what handshakes have is longer
+                while len(ended) < 5:
+                    done, _ = await asyncio.wait(ends - ended, return_when=asyncio.FIRST_COMPLETED)
+                    ended |= done
+            assert len(ended) == 5, "three and the member's own are taken"
+            await rpc.RingStub(channel).Probe(wire.ProbeRequest(), timeout=10)
+            for _, writer in held:
+                writer.close()
+            await asyncio.gather(*ends, return_exceptions=True)
+        async with asyncio.timeout(20):  # their places are free once their ends are noticed
+            while len(alice.callers) < 2:
+                with suppress(LinkBroken):
+                    await alice.ask(me)
+
+
+@pytest.mark.parametrize(
+    ("files", "kinds", "most"),
+    [
+        (10_240, [Kind.LOOPBACK, Kind.ETHERNET, Kind.ETHERNET], 2048),
+        (10_240, [Kind.LOOPBACK] + 5 * [Kind.ETHERNET], 1024),
+        (1024, [Kind.LOOPBACK], 512),
+        (256, 8 * [Kind.ETHERNET], 64),
+        (resource.RLIM_INFINITY, 8 * [Kind.ETHERNET], 2048),
+    ],
+)
+def test_connections_take_half_of_the_files_at_most(
+    files: int, kinds: list[Kind], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (files, files))
+    places = [Address(f"10.0.0.{n}", "en0", kind) for n, kind in enumerate(kinds)]
+    options = dict(channel_options.server_options(LIMITS, places, strangers=False))
+    assert options["grpc.max_allowed_incoming_connections"] == most
 
 
 async def test_a_certificate_that_is_replaced_serves_new_connections() -> None:

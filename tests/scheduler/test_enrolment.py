@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 from zeroconf.asyncio import AsyncServiceInfo
 
-from parallax.fabric import channels
+from parallax.fabric import channel_options
 from parallax.fabric.addresses import listening_addresses
 from parallax.fabric.channels import listen, stop_listening
 from parallax.fabric.credentials import Credentials
@@ -339,7 +339,7 @@ async def test_strangers_without_tls_are_refused() -> None:
 async def test_strangers_have_a_bounded_number_of_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels, "STRANGER_CONNECTIONS", 4)
+    monkeypatch.setattr(channel_options, "STRANGER_CONNECTIONS", 4)
     async with enrolling() as place:
         held = [await asyncio.open_connection("127.0.0.1", place.port) for _ in range(8)]
         ends = [asyncio.create_task(reader.read()) for reader, _ in held]
@@ -360,7 +360,7 @@ async def test_strangers_have_a_bounded_number_of_connections(
 
 
 async def test_a_stranger_that_asks_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "STRANGER_IDLE_MS", 50)
+    monkeypatch.setattr(channel_options, "STRANGER_IDLE_MS", 50)
     async with enrolling() as place:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -376,8 +376,8 @@ async def test_a_node_that_waits_outlives_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "POLL_S", 0.01)
-    monkeypatch.setattr(channels, "STRANGER_AGE_MS", 100)
-    monkeypatch.setattr(channels, "STRANGER_IDLE_MS", 100)
+    monkeypatch.setattr(channel_options, "STRANGER_AGE_MS", 100)
+    monkeypatch.setattr(channel_options, "STRANGER_IDLE_MS", 100)
     node = Node(tmp_path, token="")
     async with enrolling() as place:
         place.door.verdicts = [Waiting("x") for _ in range(4)]
