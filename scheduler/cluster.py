@@ -468,8 +468,8 @@ class ClusterService:
         while True:
             await asyncio.sleep(self._limits.heartbeat_s / 2)
             try:
+                await self.departures.cut_off(time.monotonic())  # first: also on a full disk
                 await self.gate.write()
-                await self.departures.cut_off(time.monotonic())
                 await self._wishes.remember()
                 await self._ledger.write(time.monotonic())
                 failure = ""

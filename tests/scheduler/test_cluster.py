@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from parallax.fabric.errors import (
+    BadSetting,
     CutRefused,
     MessageRefused,
     ModelBroken,
@@ -446,6 +447,25 @@ async def test_a_head_that_reports_what_cannot_be_ends_its_ring_and_is_named_and
     assert broken.suspects == (head,)
     assert broken.why == f"{cluster.name_of(head)}: The head reports what cannot be"
     assert b'parallax_messages_refused_total{kind="report"} 1.0' in cluster._metrics.page()
+
+
+async def test_nodes_are_cut_off_although_the_disk_is_full(
+    cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster._store.run(
+        "CREATE TRIGGER full BEFORE INSERT ON node"
+        " BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+    )
+    cluster.gate._admission.approve("a", 0.0)
+    with pytest.raises(BadSetting, match="disk is full"):
+        await cluster.gate.write()
+    looked = asyncio.Event()
+
+    async def cut_off(now: float) -> None:
+        looked.set()
+
+    monkeypatch.setattr(cluster.departures, "cut_off", cut_off)
+    await asyncio.wait_for(looked.wait(), 20)
 
 
 async def test_totals_that_shrink_and_figures_beyond_reason_hurt_nobody(
