@@ -8,10 +8,9 @@ and the burst has a head start of a step's time in each that does; from there th
 stage by stage, what a chunk takes longer than a step. So while answers run, a burst comes only
 after every lane has taken a step, and it is the largest for which an answer waits less than
 ``BURST_SHARE`` times as long as for its own steps; at the least it is one chunk of the smallest
-size that is not mostly the fixed cost of a chunk. While none run, chunks are as
-``node/chunk_sizes.py`` says, which knows what chunks cost. Sizes lie on a grid of halves, and
-boundaries at their multiples; where a model's results depend on the grid (the self-check tells),
-there is one size only.
+size. While none run, chunks are as ``node/chunk_sizes.py`` says, which knows what chunks cost.
+Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results depend on
+the grid (the self-check tells), there is one size only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from collections.abc import Collection, Iterable, Sequence
 from parallax.node.chunk_sizes import ChunkSizes
 from parallax.proto import wire_pb2 as wire
 
-SMALLEST_TOKENS = 4  # beside running answers
+SMALLEST_TOKENS = 4  # beside running answers, and of the grid's size one part of so many:
+SMALLEST_SHARE = 64  # smaller ones are mostly what a chunk costs whatever its size
 SMALLEST_LONE_TOKENS = 8
 BURST_SHARE = 1.4  # what a burst may add to the time that one step of every lane takes
 TRY_EVERY = 128  # bursts, while fixed costs are in doubt: fewer than one gap in a hundred
@@ -46,7 +46,8 @@ class PrefillPace:
         size = max(1, shape.chunk_tokens)
         self._sizes = [size]
         any_size = shape.block_tokens > 1 and all(cost.answers for cost in costs)
-        while any_size and size % 2 == 0 and size // 2 >= SMALLEST_TOKENS:
+        smallest = max(SMALLEST_TOKENS, size // SMALLEST_SHARE)
+        while any_size and size % 2 == 0 and size // 2 >= smallest:
             size //= 2
             self._sizes.append(size)
         self._size = self._sizes[0]
@@ -119,15 +120,14 @@ class PrefillPace:
         round_s = max(sum(steps), self._stages * max(steps, default=0.0))
         if not round_s or not self._token_s:
             return self._stages, self._sizes[0]
-        sizes = [s for s in self._sizes if s >= self._lone.fixed_tokens / 2] or self._sizes[:1]
         bursts = [
             (count, size)
-            for size in sizes
+            for size in self._sizes
             for count in range(1, self._stages + 1)
             if self._wait_s(count, self._expected_s(size), steps) <= BURST_SHARE * round_s
         ]
         # Of bursts that bring as much, the one with the fewest chunks costs least.
-        return max(bursts, key=lambda b: (b[0] * b[1], b[1]), default=(1, sizes[-1]))
+        return max(bursts, key=lambda b: (b[0] * b[1], b[1]), default=(1, self._sizes[-1]))
 
     def _wait_s(self, count: int, chunk_s: float, steps: Sequence[float]) -> float:
         """How long a step waits behind a burst that enters right behind the last of them."""
