@@ -112,7 +112,16 @@ class Metrics:
             "parallax_stage_tokens", "Tokens that passed a stage", stage, registry=registry
         )
         self._compute = Counter(
-            "parallax_stage_compute_seconds", "Time in a stage's layers", stage, registry=registry
+            "parallax_stage_compute_seconds",
+            "Time in a stage's layers, and at the last one in drawing tokens",
+            stage,
+            registry=registry,
+        )
+        self._draw = Counter(
+            "parallax_stage_draw_seconds",
+            "Time in drawing tokens, from one decode frame in 16",
+            ["stage", "node"],
+            registry=registry,
         )
         self._hops = Counter(
             "parallax_stage_hops",
@@ -233,6 +242,7 @@ class Metrics:
         frames: int,
         tokens: int,
         compute_s: float,
+        draw_s: float = 0.0,
     ) -> None:
         """What a stage did since the last call; ``kind`` is "decode" or "prefill"."""
         self._heard(node)
@@ -240,6 +250,8 @@ class Metrics:
         self._frames.labels(*labels).inc(frames)
         self._tokens.labels(*labels).inc(tokens)
         self._compute.labels(*labels).inc(compute_s)
+        if draw_s:
+            self._draw.labels(str(stage), node).inc(draw_s)
 
     def observe_hops(self, stage: int, node: str, *, hops: int, hop_s: float) -> None:
         """What a stage sent on since the last call."""
@@ -300,7 +312,8 @@ class Metrics:
         gone = self._nodes.heard(node)
         if gone is None:
             return
-        for counter in (self._frames, self._tokens, self._compute, self._hops, self._hop):
+        stages = self._frames, self._tokens, self._compute, self._draw, self._hops, self._hop
+        for counter in stages:
             counter.remove_by_labels({"node": gone})
         self._turned_away.remove_by_labels({"node": gone})
         self._stale.remove_by_labels({"where": gone})

@@ -29,6 +29,7 @@ class StageMetrics:
             frames=_more(health.decode_frames, last.decode_frames),
             tokens=_more(health.decode_tokens, last.decode_tokens),
             compute_s=_more(health.decode_compute_s, last.decode_compute_s),
+            draw_s=_more(health.draw_s, last.draw_s),
         )
         self._metrics.observe_stage(
             health.stage,

@@ -27,7 +27,7 @@ class Passing:
     """Runs frames by passing them on."""
 
     rows = lanes = cache_bytes = 0
-    draw_s = 0.0
+    draw_s = 0.25
 
     def run(self, frame: wire.Frame) -> wire.Frame:
         return frame
@@ -185,3 +185,10 @@ async def test_what_does_not_follow_or_is_no_frame_is_refused(message: bytes) ->
     async with seat() as (member, _):
         with pytest.raises(FrameRefused):
             member._received(message)
+
+
+async def test_a_stage_reports_what_drawing_took_with_what_it_computed() -> None:
+    async with seat() as (member, _):
+        member._run(wire.Frame(epoch=1, kind=wire.DECODE, rows=1, tokens=[3]), 0)
+        assert member.health.decode_frames == 1
+        assert member.health.draw_s == 0.25

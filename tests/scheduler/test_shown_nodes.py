@@ -12,7 +12,7 @@ SHOWN = 4
 def report(metrics: Metrics, stages: StageMetrics, number: int) -> None:
     """All that one node says of itself, in a ring of its own."""
     name = f"node{number}"
-    health = wire.StageHealth(epoch=number, decode_frames=7, hops=7, hop_s=0.1)
+    health = wire.StageHealth(epoch=number, decode_frames=7, draw_s=0.2, hops=7, hop_s=0.1)
     stages.observe(health, name)
     metrics.observe_stale(name, 3)
     metrics.turned_away(name, {"ticket": 2})

@@ -102,7 +102,8 @@ async def test_metrics_count_what_happened(says):
         await here.chat(temperature=-1)
         here.metrics.set_queue(3, 2)
         here.metrics.set_lanes(5, 2, 27)
-        here.metrics.observe_stage(1, "mac", "decode", frames=10, tokens=40, compute_s=0.5)
+        done = {"frames": 10, "tokens": 40, "compute_s": 0.5, "draw_s": 0.125}
+        here.metrics.observe_stage(1, "mac", "decode", **done)
         here.metrics.observe_hops(1, "mac", hops=12, hop_s=0.25)
         here.metrics.observe_round_trip("1", 0.004)
         status, headers, page = await fetch(here, "/metrics")
@@ -127,6 +128,7 @@ async def test_metrics_count_what_happened(says):
             ("parallax_lanes", ()): 2,
             ("parallax_stage_frames_total", stage): 10,
             ("parallax_stage_compute_seconds_total", stage): 0.5,
+            ("parallax_stage_draw_seconds_total", (("node", "mac"), ("stage", "1"))): 0.125,
             ("parallax_stage_hop_seconds_total", (("node", "mac"), ("stage", "1"))): 0.25,
             ("parallax_ring_round_trip_seconds", (("ring", "1"),)): 0.004,
         }.items():
