@@ -108,6 +108,10 @@ def test_nodes_are_drained_taken_back_and_removed_and_no_answer_shows_it(
         assert refused.returncode != 0
         assert "--force" in refused.stderr
         assert "bytes are missing" in refused.stderr
+        gone = command(cluster, "remove", left[1]["name"], "--now")
+        assert gone.returncode == 0, "it is cut off whatever fits without it"
+        assert "is removed" in gone.stdout
+        assert state_of(cluster.status(), left[1]["name"]) in (None, "gone")
 
 
 def test_a_killed_scheduler_serves_again_at_once_and_no_weights_are_read_again(

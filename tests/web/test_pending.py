@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 WAITING = r"Waiting to be let in\. Fingerprint: (\S+)"
 
 
-def test_a_person_lets_one_node_in_and_refuses_another(page: Page) -> None:
+def test_a_person_lets_one_node_in_and_refuses_another_and_cuts_the_first_off(page: Page) -> None:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -41,4 +41,10 @@ def test_a_person_lets_one_node_in_and_refuses_another(page: Page) -> None:
         unwanted.wait_for("This node was refused")
         assert unwanted.child.wait(20) == 5
         assert [node["name"] for node in cluster.status()["node_list"]] == ["attic"]
+
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.locator(".node", has_text="attic").locator("summary").click()
+        page.get_by_role("button", name="Remove at once").click()
+        wanted.wait_for("attic was removed")
+        wanted.child.wait(20)
     assert complaints == []
