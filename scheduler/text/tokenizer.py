@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.fabric.model_files import read_json
@@ -31,6 +32,7 @@ MOST_END_TOKENS = 256
 SLOW_S = 0.02  # what takes this long for a short chat is done in threads from then on
 SLOW_CHARACTER_S = 20e-6  # for each character of a text: some ten times what any known one takes
 SLOW_PROBE_S = 0.004  # for some hundred characters; known tokenizers take a twentieth of it
+ABSURD_PROBE_S = 0.1  # a prompt of some length would take hours
 _PROOF = 2  # chats that have to be quick in a thread before one is done in the event loop
 _PROOF_AFTER = 100  # the same after one that was slow, and ten times as many after the next
 _MOST_PROOF = 1_000_000
@@ -86,10 +88,14 @@ class ChatTokenizer:
         """Tries texts that a pattern which backtracks is slow with, before anybody sends one."""
         for character in _PROBED:
             text = _PROBE * character + ("b" if character == "a" else "a")
-            # Not once alone, for the machine may have been busy.
-            if all(self._seconds(text) > SLOW_PROBE_S for _ in range(3)):
+            took_s = self._seconds(text)
+            for _ in range(2):  # for the machine may have been busy
+                if SLOW_PROBE_S < took_s < 10 * ABSURD_PROBE_S:
+                    took_s = min(took_s, self._seconds(text))
+            if took_s > ABSURD_PROBE_S:
+                raise ValueError(f"It takes {took_s:.1f} s to read {len(text)} characters")
+            if took_s > SLOW_PROBE_S:
                 self._owed = self._after_slow = _MOST_PROOF
-                return
 
     def _seconds(self, text: str) -> float:
         began = time.perf_counter()
@@ -188,7 +194,9 @@ class Tokenizers:
     """The tokenizers of the models in use, each loaded once and in a thread."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="text")
+        # Each model has its own, so that one whose texts take for ever stops no other.
+        self._threads: WeakKeyDictionary[ChatTokenizer, ThreadPoolExecutor] = WeakKeyDictionary()
         self._loading: dict[tuple[str, Path], asyncio.Future[ChatTokenizer]] = {}
 
     async def of(self, model: ServedModel) -> ChatTokenizer:
@@ -213,7 +221,7 @@ class Tokenizers:
         loading = self._loading.get(key)
         if loading is None or (loading.done() and not self.loaded(model)):
             loop = asyncio.get_running_loop()
-            loading = loop.run_in_executor(self._threads, ChatTokenizer, model.folder)
+            loading = loop.run_in_executor(self._loaders, ChatTokenizer, model.folder)
             # Asked for here, so that a failure nobody waits for is not reported as lost.
             loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._loading[key] = loading
@@ -231,7 +239,7 @@ class Tokenizers:
         """
         loop = asyncio.get_running_loop()
         if not tokenizer.quick or _characters(messages) > _INLINE_CHARACTERS:
-            return await loop.run_in_executor(self._threads, _timed, tokenizer, messages)
+            return await loop.run_in_executor(self._of(tokenizer), _timed, tokenizer, messages)
         began = time.perf_counter()
         text = ""
         try:
@@ -240,11 +248,19 @@ class Tokenizers:
                 return tokenizer.encode(text)
         finally:
             tokenizer.proved(time.perf_counter() - began, len(text))
-        return await loop.run_in_executor(self._threads, tokenizer.encode, text)
+        return await loop.run_in_executor(self._of(tokenizer), tokenizer.encode, text)
 
     def close(self) -> None:
         """Let the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._loaders, *self._threads.values()):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _of(self, tokenizer: ChatTokenizer) -> ThreadPoolExecutor:
+        threads = self._threads.get(tokenizer)
+        if threads is None:
+            threads = ThreadPoolExecutor(2, thread_name_prefix="text")
+            self._threads[tokenizer] = threads  # they end with the tokenizer
+        return threads
 
 
 def _timed(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, ...]:

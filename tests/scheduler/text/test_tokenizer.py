@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -280,20 +281,41 @@ async def test_a_chat_is_done_in_the_loop_only_after_others_were_quick(tmp_path,
     assert here[4:] == [True, False, False]
 
 
-async def test_a_tokenizer_whose_pattern_backtracks_never_holds_the_loop(tmp_path, monkeypatch):
-    path = make(tmp_path) / "tokenizer.json"
+def make_backtracking(folder: Path, most: int) -> Path:
+    path = make(folder) / "tokenizer.json"
     settings = json.loads(path.read_text())
-    pattern = {"Regex": "(?:q|qq){1,14}$"}
+    pattern = {"Regex": f"(?:q|qq){{1,{most}}}$"}
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     both = [split, settings["pre_tokenizer"]]
     settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": both}
     path.write_text(json.dumps(settings))
-    tokenizer, tokenizers = ChatTokenizer(tmp_path), Tokenizers()
+    return folder
+
+
+async def test_a_tokenizer_whose_pattern_backtracks_never_holds_the_loop(tmp_path, monkeypatch):
+    tokenizer, tokenizers = ChatTokenizer(make_backtracking(tmp_path, 14)), Tokenizers()
     here = watch(monkeypatch, tokenizer, "encode")
     for _ in range(4):
         assert await tokenizers.prompt(tokenizer, USER)
     tokenizers.close()
     assert here == [False] * 4
+
+
+def test_a_tokenizer_that_takes_absurdly_long_for_a_line_is_broken(tmp_path):
+    with pytest.raises(ModelBroken, match="s to read"):
+        ChatTokenizer(make_backtracking(tmp_path, 18))
+
+
+async def test_texts_that_take_long_hold_up_no_other_model(tmp_path):
+    slow, tokenizers = ChatTokenizer(make_backtracking(tmp_path / "slow", 14)), Tokenizers()
+    long = [{"role": "user", "content": "q" * 3000 + "a"}]
+    held = [asyncio.create_task(tokenizers.prompt(slow, long)) for _ in range(2)]
+    await asyncio.sleep(0)  # both are handed to threads
+    served = ServedModel("tiny", make(tmp_path / "quick"), 4096, 0)
+    assert await tokenizers.prompt(await tokenizers.of(served), USER)
+    assert not any(task.done() for task in held)
+    await asyncio.gather(*held)
+    tokenizers.close()
 
 
 async def test_a_short_chat_that_becomes_a_long_text_is_encoded_in_a_thread(tmp_path, monkeypatch):
