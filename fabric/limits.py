@@ -64,7 +64,7 @@ class Limits(BaseModel):
     frame_bytes: Count = 256 << 20  # the largest carry that is taken in
     window_frames: Count = 16
     window_bytes: Count = 512 << 20
-    lane_rows: Count = 16
+    lane_rows: Count = 18  # two of them for clients that come when another one has all the rest
     draft_tokens: Count = 64  # most tokens sent ahead of a lone answer before they are drawn
     block_tokens: Count = 16  # most of them in one frame
     chunk_tokens: Count = 32  # prefill grid on the CPU backend, where larger chunks gain nothing

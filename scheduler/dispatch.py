@@ -53,7 +53,7 @@ class Dispatcher:
         limits: queue and time-outs.
         credentials: what heads are shown.
         lost: told when a head's stream broke; the epoch is then over.
-        ring_coming: whether a ring is planned, so that requests may wait for it.
+        rings_planned: how many there are to be; requests may wait for those that do not serve yet.
         journal: told what becomes of every request.
         missing_bytes: how much memory the model lacks, where it does not fit.
     """
@@ -63,14 +63,14 @@ class Dispatcher:
         limits: Limits,
         credentials: Credentials,
         lost: Callable[[int, ParallaxError], None],
-        ring_coming: Callable[[], bool] = lambda: False,
+        rings_planned: Callable[[], int] = lambda: 0,
         journal: Journal | None = None,
         missing_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._limits = limits
         self._credentials = credentials
         self._lost = lost
-        self._ring_coming = ring_coming
+        self._rings_planned = rings_planned
         self._journal = journal
         self._missing_bytes = missing_bytes
         self._router = Router(limits, self._known_tokens)
@@ -125,11 +125,12 @@ class Dispatcher:
         *,
         context_tokens: int = 0,
         costs: Sequence[wire.CacheCost] = (),
+        chunk_tokens: int = 0,
     ) -> None:
         """A ring serves, at about this speed: requests may go there.
 
         ``context_tokens`` is the longest that it takes (0: any), ``costs`` what caches cost
-        its stages.
+        its stages, ``chunk_tokens`` how it prefills (0: unknown).
         """
         self._links[epoch] = HeadLink(
             epoch, node_id, endpoints, self, self._limits, self._credentials
@@ -140,6 +141,8 @@ class Dispatcher:
             tokens_s,
             context_tokens=context_tokens,
             row_bytes=row_bytes(costs),
+            chunk_tokens=chunk_tokens,
+            stages=max(1, len(costs)),
         )
         self._dispatch()
 
@@ -176,6 +179,10 @@ class Dispatcher:
     def check_place(self, client: str) -> None:
         """Raises QueueFull when one more request of this client could not wait."""
         self._router.check_place(client)
+
+    @property
+    def _ring_coming(self) -> bool:
+        return self._rings_planned() > len(self._links)
 
     @property
     def waiting(self) -> int:
@@ -223,7 +230,7 @@ class Dispatcher:
             now,
             tokens=prompt,
             most_tokens=prompt + generation.max_tokens,
-            ring_coming=self._ring_coming(),
+            ring_coming=self._ring_coming,
         )
         self._note(
             Accepted(number, generation.answer, generation.choice, prompt, generation.max_tokens)
@@ -275,16 +282,12 @@ class Dispatcher:
             self._served(request)
 
     def _known_tokens(self, epoch: int, number: int) -> int:
-        if len(self._links) < 2:
-            return 0
-        return self._prefixes.length(epoch, self._requests[number].generation.prompt)
+        return self._prefixes.length(epoch, self._requests[number].history)
 
     def _served(self, request: Request) -> None:
-        """What a ring now has, or soon will have; with one ring there is nothing to choose."""
-        if len(self._links) > 1 and request.epoch in self._links:
-            prompt = request.generation.prompt
-            tokens = (*prompt, *request.tokens) if request.tokens else prompt
-            self._prefixes.served(request.epoch, tokens)
+        """What a ring now has, or soon will have."""
+        if request.epoch in self._links:
+            self._prefixes.served(request.epoch, request.history)
 
     def _fail(self, request: Request, error: ParallaxError) -> None:
         if request.phase is Phase.ENDED:
@@ -306,6 +309,7 @@ class Dispatcher:
 
     def head_report(self, report: wire.HeadReport) -> None:
         """Tokens and ends of one ring step."""
+        news = False
         for event in report.tokens:
             request = self._requests.get(event.request)
             if request is None or request.epoch != report.epoch:
@@ -318,6 +322,7 @@ class Dispatcher:
             else:
                 if lost:
                     self._router.cleared(request.id)
+                news |= self._router.begun(request.id)
                 if self._journal is not None:
                     self._journal.token(request.id, event.attempt, token.index, token.id)
                 self._answers[request.id].put(token)
@@ -333,6 +338,8 @@ class Dispatcher:
                 outstanding,
                 room if report.load.budget_bytes else None,
             )
+            news = True
+        if news:
             self._dispatch()
 
     def head_lost(self, epoch: int, error: ParallaxError) -> None:
@@ -346,6 +353,11 @@ class Dispatcher:
             return
         if end.attempt != request.attempt:
             return  # of an attempt that went before, on the same ring
+        short = len(request.tokens) < request.generation.max_tokens
+        outgrown = end.reason == wire.END_LENGTH and short
+        outgrown = outgrown and self._router.fits_another(epoch, request.length)
+        if outgrown:  # this ring's caches, but not those of another one, which goes on with it
+            end = wire.EndEvent(request=end.request, attempt=end.attempt, reason=wire.END_REFUSED)
         finish = request.end(end)
         if finish is not None:
             self._note(Ended(request.id, finish.reason.value, len(request.tokens)))
@@ -355,7 +367,10 @@ class Dispatcher:
         else:
             self._note(Moved(request.id, request.attempt, epoch, "refused"))
             self._router.requeue_front(
-                request.id, tokens=request.length, refused=True, begun=bool(request.tokens)
+                request.id,
+                tokens=request.length,
+                refused=not outgrown,
+                begun=bool(request.tokens),
             )
 
     def _note(self, entry: Entry) -> None:
@@ -377,7 +392,7 @@ class Dispatcher:
             request = self._requests.get(number)
             if request is not None:
                 self._fail(request, self._expired(request))
-        for number in self._router.misfits():
+        for number in () if self._ring_coming else self._router.misfits():
             request = self._requests.get(number)
             if request is not None:
                 self._fail(request, self._router.too_long(request.length))
@@ -403,10 +418,12 @@ class Dispatcher:
                 missing_bytes=self._missing_bytes(),
                 **again,
             )
+        if not self._router.fits_any(request.length):
+            return self._router.too_long(request.length)
         return self._router.timeout()
 
     def _why_lost(self, request: Request) -> str:
-        """Why nobody could go on with a request that had begun."""
+        """Why nobody could go on with a request that had news."""
         missing = self._missing_bytes()
         if missing and not self._links:
             return f"without them {missing:,} bytes of memory are missing for the model"

@@ -13,7 +13,7 @@ someone new finds one.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 SHARE = 3  # places a client may hold for each free one: three quarters of the queue when alone
@@ -62,16 +62,11 @@ class FairQueue:
         self._length += 1
         self._clients.move_to_end(client)
 
-    def first(self, placeable: Callable[[int], bool]) -> int | None:
-        """Who is next of those that can go anywhere; in its client's order of arrival."""
-        best: tuple[float, int] | None = None
-        for client in self._clients.values():
-            if not client.waiting or (best is not None and client.tag > best[0]):
-                continue
-            id = next((id for id in client.waiting if placeable(id)), None)
-            if id is not None and (best is None or (client.tag, id) < best):
-                best = client.tag, id
-        return best[1] if best else None
+    def turns(self) -> list[tuple[str, Collection[int]]]:
+        """Clients in the order of their turns, each with its requests in order of arrival."""
+        waiting = [(name, client) for name, client in self._clients.items() if client.waiting]
+        waiting.sort(key=lambda each: (each[1].tag, next(iter(each[1].waiting))))
+        return [(name, client.waiting.keys()) for name, client in waiting]
 
     def take(self, id: int, client: str) -> None:
         """A request's turn has come: it leaves, and its client pays."""

@@ -100,7 +100,7 @@ class Formation:
             limits,
             roster.credentials,
             self.broke,
-            lambda: bool(self.reconciler.rings),
+            lambda: len(self.reconciler.rings),
             journal,
             missing_bytes,
         )
@@ -122,6 +122,7 @@ class Formation:
                     self._ring_up(ring)
                 case RingDown(_, epoch, moved):
                     self.requests.ring_down(epoch, moved=moved)
+                    self._offer_context()
                     self.stage_metrics.forget(epoch)
                     self._observed.forget_epoch(epoch)
 
@@ -152,12 +153,16 @@ class Formation:
             speculation=self._speculation,
         )
         ring.context_tokens = shape.context_tokens
-        # Every request must fit every ring.
-        chosen.context_tokens = min(
-            (r.context_tokens for r in self.reconciler.rings if r.context_tokens),
-            default=shape.context_tokens,
-        )
+        ring.chunk_tokens = shape.chunk_tokens
+        self._offer_context()
         return forms_of(ring, reports, hellos, shape)
+
+    def _offer_context(self) -> None:
+        """A request may be as long as the roomiest ring takes: it waits for one that holds it."""
+        chosen = self._chosen()
+        contexts = [ring.context_tokens for ring in self.reconciler.rings if ring.context_tokens]
+        if chosen is not None and contexts:
+            chosen.context_tokens = max(contexts)
 
     def _ring_up(self, ring: Ring) -> None:
         self.setbacks.formed(ring.nodes, ring.epoch, time.monotonic())
@@ -175,6 +180,7 @@ class Formation:
             ring.tokens_s,
             context_tokens=ring.context_tokens,
             costs=[report.cache for report in reports if report is not None],
+            chunk_tokens=ring.chunk_tokens,
         )
         self._on_event(Ready(ring.model.name, len(self.reconciler.rings)))
 

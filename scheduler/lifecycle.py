@@ -43,6 +43,12 @@ class Request:
         """Tokens of prompt and answer so far."""
         return len(self.generation.prompt) + len(self.tokens)
 
+    @property
+    def history(self) -> tuple[int, ...]:
+        """Prompt and answer so far."""
+        prompt = self.generation.prompt
+        return (*prompt, *self.tokens) if self.tokens else prompt
+
     def start(self, epoch: int) -> wire.Submit:
         """The request goes to a ring: its next attempt."""
         self.phase = Phase.RUNNING

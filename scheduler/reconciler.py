@@ -52,6 +52,7 @@ class Ring:
     places: tuple[Place, ...]
     tokens_s: float = 1.0  # what the plan expects of it
     context_tokens: int = 0  # what its memory allows; 0 until it forms
+    chunk_tokens: int = 0  # of its prefill; 0 until it forms
     state: RingState = RingState.LOADING
     epoch: int = 0
     joined: set[str] = field(default_factory=set)

@@ -1,24 +1,24 @@
 """The only queue of the cluster, and which ring a request goes to.
 
-A pure state machine. Whoever is first, of those that fit a ring at all, takes the best
-ring that has a free row and room in its caches; while there is none, nobody else
-overtakes, so that large requests come to their turn too.
+A pure state machine. Whoever is first takes the best of the rings that can hold it and have a
+free row, room in their caches and work for its prompt soon. While none of them has room, nobody
+behind it gets one of them, so that large requests come to their turn too; on rings that cannot hold
+it others pass. A client that has its share of a ring's rows lets others pass as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain
 
 from parallax.fabric.errors import NoRing, PromptTooLong, QueueFull, QueueTimeout
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
 from parallax.scheduler.fair_queue import FairQueue
-from parallax.scheduler.row_cost import GROWTH_TOKENS
+from parallax.scheduler.ring_load import RingLoad, rank
+from parallax.scheduler.routed_request import Line, RoutedRequest
 
-WORK_STEP_TOKENS = 512  # outstanding work counts in such steps, so that a known prefix can decide
 REFUSED_PAUSE_S = 1.0  # a head that had no room is asked again after an end, or after this
 
 
@@ -28,81 +28,6 @@ class Dispatch:
 
     id: int
     epoch: int
-
-
-class _Line(Enum):
-    """Where a request waits."""
-
-    NEW = "new"  # for its client's turn
-    RETURNED = "returned"  # it had its turn, and goes before everyone else
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    id: int
-    client: str
-    cost_tokens: int  # what its turn costs
-    tokens: int  # prompt and answer so far
-    most_tokens: int  # with the longest answer that it may get
-    arrival: int
-    left_s: float  # of its wait, while no clock runs; infinite once its answer has begun
-    deadline_s: float | None  # None: on a ring, or its clock starts at the next event
-    epoch: int | None = None  # its ring, once dispatched
-    waits: _Line | None = None  # None: on a ring, or on none and not put back yet
-    suspect: bool = False  # rings broke while it ran there, and perhaps because of it
-
-    @property
-    def soon_tokens(self) -> int:
-        """How long it will soon be: heads take nobody in who has no room to grow."""
-        return min(self.tokens + GROWTH_TOKENS, self.most_tokens)
-
-
-@dataclass(slots=True, eq=False)
-class _Ring:
-    slots: int
-    tokens_s: float
-    context_tokens: int
-    row_bytes: Callable[[int], int]
-    running: dict[int, _Request] = field(default_factory=dict)  # in the order they were sent
-    free_rows: int | None = None  # as the head said, less what was sent since
-    leaving: int = 0  # sequences that the head still has and we have ended
-    refused: bool = False  # its head had no room; the pause starts at the next event
-    paused_until_s: float | None = None
-    room_bytes: int | None = None  # of its caches, as the head said, less what was sent since
-
-    @property
-    def free(self) -> int:
-        own = self.slots - len(self.running)
-        if not self.running or self.free_rows is None:
-            return own  # with nothing to do it is always tried: what its head said last is old
-        return min(own - self.leaving, self.free_rows)
-
-    @property
-    def work_s(self) -> float:
-        return sum(request.cost_tokens for request in self.running.values()) / self.tokens_s
-
-    def takes(self, tokens: int) -> bool:
-        """Whether a request so long fits this ring when nothing else is there."""
-        return not self.context_tokens or tokens < self.context_tokens
-
-    def takes_whole(self, request: _Request) -> bool:
-        """Whether the longest answer that it may get fits too; a shorter ring would cut it off."""
-        return not self.context_tokens or request.most_tokens <= self.context_tokens
-
-    def charge(self, request: _Request) -> int:
-        """Bytes that a head will charge for this request."""
-        soon = request.soon_tokens
-        return self.row_bytes(min(soon, self.context_tokens or soon))
-
-    def has_room(self, request: _Request) -> bool:
-        """Whether the head may take this request in now; a lone one it takes always."""
-        if not self.takes(request.tokens) or self.free < 1 or self.paused_until_s is not None:
-            return False
-        if request.suspect and any(other.suspect for other in self.running.values()):
-            return False  # the next break must tell which of them it was
-        if not self.running or self.room_bytes is None:
-            return True
-        return self.charge(request) <= self.room_bytes
 
 
 class Router:
@@ -119,10 +44,10 @@ class Router:
     ) -> None:
         self._limits = limits
         self._prefix_tokens = prefix_tokens
-        self._requests: dict[int, _Request] = {}
-        self._returned: list[_Request] = []  # by arrival; they go before everyone else
+        self._requests: dict[int, RoutedRequest] = {}
+        self._returned: list[RoutedRequest] = []  # by arrival; they go before everyone else
         self._queue = FairQueue(limits.queue_requests)
-        self._rings: dict[int, _Ring] = {}
+        self._rings: dict[int, RingLoad] = {}
         self._arrivals = 0
 
     @property
@@ -151,15 +76,15 @@ class Router:
         Args:
             id: larger than any before.
             client: turns are fair between clients.
-            cost_tokens: its expected work.
+            cost_tokens: its expected work, prompt and answer.
             now: monotonic.
             tokens: of its prompt.
             most_tokens: of its prompt and the longest answer that it may get.
-            ring_coming: whether a ring is planned, for which it may wait.
+            ring_coming: whether a ring is planned that does not serve yet, for which it may wait.
 
         Raises:
             NoRing: no ring serves at the moment, and none is coming.
-            PromptTooLong: no ring could ever take it.
+            PromptTooLong: no ring could ever take it, and none is coming.
             QueueFull: no place is left, or none for this client.
         """
         if not self._rings and not ring_coming:
@@ -169,17 +94,25 @@ class Router:
                 "Try again soon; GET /cluster/status_json shows what is missing.",
                 retry_after_s=self._limits.retry_after_s,
             )
-        if self._rings and not self.fits_any(tokens):
+        if self._rings and not ring_coming and not self.fits_any(tokens):
             raise self.too_long(tokens)
         self.check_place(client)
         if id in self._requests:
             raise ValueError(f"request {id} is here already")
         self._arrivals += 1
         wait_s = self._limits.queue_wait_s
-        request = _Request(
-            id, client, cost_tokens, tokens, most_tokens, self._arrivals, wait_s, now + wait_s
+        request = RoutedRequest(
+            id,
+            client,
+            cost_tokens,
+            answer_tokens=max(0, cost_tokens - tokens),
+            tokens=tokens,
+            most_tokens=most_tokens,
+            arrival=self._arrivals,
+            left_s=wait_s,
+            deadline_s=now + wait_s,
+            line=Line.NEW,
         )
-        request.waits = _Line.NEW
         self._requests[id] = request
         self._queue.push(id, client, cost_tokens)
 
@@ -200,19 +133,18 @@ class Router:
         *,
         context_tokens: int = 0,
         row_bytes: Callable[[int], int] = lambda _tokens: 0,
+        chunk_tokens: int = 0,
+        stages: int = 1,
     ) -> None:
         """A ring serves.
 
-        Args:
-            epoch: its generation.
-            slots: its rows.
-            tokens_s: its speed; rings are weighed by it.
-            context_tokens: what its caches, or the model, take of one request; 0: no limit.
-            row_bytes: what a request with so many tokens costs the dearest stage's caches.
+        ``epoch`` is its generation; the rest is as :class:`RingLoad` says.
         """
         if slots < 1 or not tokens_s > 0:
             raise ValueError("a ring has at least one row and a speed above zero")
-        self._rings[epoch] = _Ring(slots, tokens_s, context_tokens, row_bytes)
+        self._rings[epoch] = RingLoad(
+            slots, tokens_s, context_tokens, row_bytes, chunk_tokens, stages
+        )
 
     def ring_down(self, epoch: int) -> list[int]:
         """A ring is no more; returns its requests by arrival, to be put back or ended."""
@@ -233,15 +165,14 @@ class Router:
             outstanding: sequences it works on.
             room_bytes: what its caches still take; None: it has no budget.
         """
-        if (ring := self._rings.get(epoch)) is None:
-            return
-        ring.free_rows = free_rows
-        ring.leaving = max(0, outstanding - len(ring.running))
-        if room_bytes is not None:  # those it had not heard of when it said so are the last ones
-            unheard = max(0, len(ring.running) - outstanding)
-            sent = islice(reversed(ring.running.values()), unheard)
-            room_bytes -= sum(map(ring.charge, sent))
-        ring.room_bytes = room_bytes
+        if (ring := self._rings.get(epoch)) is not None:
+            ring.heard(free_rows, outstanding, room_bytes)
+
+    def begun(self, id: int) -> bool:
+        """An answer's first token of this attempt is here; True if more prompts may go now."""
+        request = self._requests.get(id)
+        ring = self._rings.get(request.epoch) if request and request.epoch is not None else None
+        return ring is not None and ring.begun(id)
 
     def finished(self, epoch: int, id: int, tokens: int | None = None) -> None:
         """A request ended on its ring, well or not: its row is free and it is forgotten.
@@ -264,7 +195,7 @@ class Router:
         request = self._requests.get(id)
         if request is None or request.epoch is not None:
             return False
-        if request.waits is not None:
+        if request.line is not None:
             self._leave_line(request)
         del self._requests[id]
         return True
@@ -280,19 +211,19 @@ class Router:
     ) -> None:
         """Put a request back before all others, in order of arrival.
 
-        Either its ring broke (its wait begins anew), or its head ``refused`` it
-        for want of room (its wait goes on). An answer that has ``begun`` has waited for its
-        turn: it is for whoever knows its deadline to end it. The ring it comes from is left in
-        peace until one of its requests ends, or for a second. ``tokens`` is how long
+        Either its ring broke (its wait begins anew), or it outgrew it, or its head ``refused`` it
+        for want of room: then its wait goes on, and that ring is left in peace until one of its
+        requests ends, or for a second. An answer that has ``begun`` has waited for its
+        turn: it is for whoever knows its deadline to end it. ``tokens`` is how long
         it has grown. Of those that are ``suspect`` of breaking rings, each ring has one at a
         time, until :meth:`cleared`.
         """
         request = self._requests.get(id)
-        if request is None or request.waits is not None:
+        if request is None or request.line is not None:
             return
         if request.epoch is not None and (ring := self._rings.get(request.epoch)) is not None:
             self._leave_ring(request)
-            ring.refused = True
+            ring.refused = refused
         if begun:
             request.left_s = math.inf
         elif not refused:
@@ -301,7 +232,7 @@ class Router:
             request.tokens = tokens
         request.suspect |= suspect
         request.deadline_s = None
-        request.waits = _Line.RETURNED
+        request.line = Line.RETURNED
         self._returned.append(request)
         self._returned.sort(key=lambda r: r.arrival)
 
@@ -315,21 +246,14 @@ class Router:
         """Send as many waiting requests to rings as have room; call after any event."""
         self._start_clocks(now)
         sent: list[Dispatch] = []
-        while (request := self._next()) is not None:
-            epoch = self._best_ring(request)
-            if epoch is None:
-                break
+        while (found := self._next()) is not None:
+            request, epoch = found
             self._leave_line(request, turn=True)
-            ring = self._rings[epoch]
-            ring.running[request.id] = request
             if request.deadline_s is not None:
                 request.left_s = max(0.0, request.deadline_s - now)
             request.deadline_s = None
-            if ring.free_rows is not None:
-                ring.free_rows -= 1
-            if ring.room_bytes is not None:
-                ring.room_bytes -= ring.charge(request)
             request.epoch = epoch
+            self._rings[epoch].add(request, self._uncached(epoch, request))
             sent.append(Dispatch(request.id, epoch))
         return sent
 
@@ -349,6 +273,11 @@ class Router:
     def fits_any(self, tokens: int) -> bool:
         """Whether some ring can take a request so long, when nothing else is there."""
         return any(ring.takes(tokens) for ring in self._rings.values())
+
+    def fits_another(self, epoch: int, tokens: int) -> bool:
+        """Whether a request so long is too long for this ring, but not for every other one."""
+        ring = self._rings.get(epoch)
+        return ring is not None and not ring.takes(tokens) and self.fits_any(tokens)
 
     @property
     def most_tokens(self) -> int:
@@ -397,14 +326,14 @@ class Router:
             retry_after_s=self._limits.retry_after_s,
         )
 
-    def _give_up(self, requests: Iterable[_Request]) -> list[int]:
+    def _give_up(self, requests: Iterable[RoutedRequest]) -> list[int]:
         given_up = sorted(requests, key=lambda r: r.arrival)
         for request in given_up:
             self._leave_line(request)
             del self._requests[request.id]
         return [request.id for request in given_up]
 
-    def _queued(self) -> list[_Request]:
+    def _queued(self) -> list[RoutedRequest]:
         return [*self._returned, *(self._requests[id] for id in self._queue)]
 
     def _start_clocks(self, now: float) -> None:
@@ -413,52 +342,65 @@ class Router:
             if request.deadline_s is None:
                 request.deadline_s = now + request.left_s
         for ring in self._rings.values():
-            if ring.refused:
-                ring.refused, ring.paused_until_s = False, now + REFUSED_PAUSE_S
-            elif ring.paused_until_s is not None and ring.paused_until_s <= now:
-                ring.paused_until_s = None
+            ring.start_pause(now, REFUSED_PAUSE_S)
 
-    def _next(self) -> _Request | None:
-        """Who goes first of those that fit a ring: those that do not hold up nobody."""
-        if not any(ring.free > 0 for ring in self._rings.values()):
-            return None
-        for request in self._returned:
-            if self.fits_any(request.tokens):
-                return request
-        id = self._queue.first(lambda id: self.fits_any(self._requests[id].tokens))
-        return None if id is None else self._requests[id]
+    def _next(self) -> tuple[RoutedRequest, int] | None:
+        """Who goes first, and where.
 
-    def _best_ring(self, request: _Request) -> int | None:
-        best: tuple[tuple[bool, float, int, float, int], int] | None = None
-        fastest = max((ring.tokens_s for ring in self._rings.values()), default=1.0)
-        for epoch, ring in self._rings.items():
-            if not ring.has_room(request):
-                continue
-            steps = ring.work_s * fastest // WORK_STEP_TOKENS
-            known = self._prefix_tokens(epoch, request.id)
-            rank = (not ring.takes_whole(request), steps, -known, ring.work_s, epoch)
-            if best is None or rank < best[0]:
-                best = (rank, epoch)
-        return best[1] if best else None
+        Whoever waits for a ring's caches keeps it from all behind. Whoever waits for its turn to be
+        prefilled, or for one of its client's rows to end, keeps it from its own client only.
+        """
+        rings = {epoch: ring for epoch, ring in self._rings.items() if ring.open}
+        returned = ((request.client, (request.id,)) for request in self._returned)
+        for client, ids in chain(returned, self._queue.turns()):
+            mine = {epoch: ring for epoch, ring in rings.items() if ring.admits(client)}
+            for id in ids:
+                if not mine:
+                    break
+                request = self._requests[id]
+                able = {epoch: ring for epoch, ring in mine.items() if ring.takes(request.tokens)}
+                with_room = {e: ring for e, ring in able.items() if ring.has_room(request)}
+                if (epoch := self._best_ring(request, with_room)) is not None:
+                    return request, epoch
+                for epoch in able:
+                    del mine[epoch]
+                    if epoch not in with_room:
+                        del rings[epoch]
+            if not rings:
+                break
+        return None
 
-    def _leave_line(self, request: _Request, *, turn: bool = False) -> None:
+    def _best_ring(self, request: RoutedRequest, rings: dict[int, RingLoad]) -> int | None:
+        soon = [epoch for epoch, ring in rings.items() if self._prefills_soon(epoch, request)]
+
+        def badness(epoch: int) -> tuple[bool, float, float, int]:
+            return *rank(rings[epoch], request, self._prefix_tokens(epoch, request.id)), epoch
+
+        return min(soon, key=badness, default=None)
+
+    def _prefills_soon(self, epoch: int, request: RoutedRequest) -> bool:
+        ring = self._rings[epoch]
+        if ring.prefills_soon(request.tokens):
+            return True
+        if epoch not in request.known:  # asked once: many may wait, and this is asked often
+            request.known[epoch] = self._prefix_tokens(epoch, request.id)
+        return ring.prefills_soon(request.tokens - request.known[epoch])
+
+    def _uncached(self, epoch: int, request: RoutedRequest) -> int:
+        return max(0, request.tokens - self._prefix_tokens(epoch, request.id))
+
+    def _leave_line(self, request: RoutedRequest, *, turn: bool = False) -> None:
         """Take a request out of where it waits; a new one's ``turn`` counts for its client."""
-        if request.waits is _Line.RETURNED:
+        if request.line is Line.RETURNED:
             self._returned.remove(request)
         elif turn:
             self._queue.take(request.id, request.client)
         else:
             self._queue.remove(request.id, request.client)
-        request.waits = None
+        request.line = None
 
-    def _leave_ring(self, request: _Request) -> None:
+    def _leave_ring(self, request: RoutedRequest) -> None:
         ring = self._rings.get(request.epoch) if request.epoch is not None else None
         request.epoch = None
-        if ring is None:
-            return
-        if ring.running.pop(request.id, None) is not None and ring.room_bytes is not None:
-            ring.room_bytes += ring.charge(request)
-        if ring.free_rows is not None:
-            ring.free_rows += 1
-        ring.refused = False
-        ring.paused_until_s = None
+        if ring is not None:
+            ring.remove(request)

@@ -396,3 +396,25 @@ async def test_when_every_node_is_gone_the_status_says_what_is_missing(
     missing = cluster.status()["missing_bytes"]
     assert isinstance(missing, int)
     assert missing >= cluster.chosen.facts.weight_bytes
+
+
+async def test_http_takes_what_the_roomiest_ring_holds(model: Path, tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 1, True)
+        large, small = Node(cluster, "a"), Node(cluster, "b", budget_bytes=1 << 26)
+        cost = wire.CacheCost(bytes_per_token=1 << 18)
+        for node in (large, small):
+            node.attend()
+            await until(lambda node=node: bool(node.orders("load")))  # type: ignore[misc]
+            (stage,) = (order.stage for order in node.orders("load"))
+            node.report(
+                ready=wire.StageReady(stage=stage, weight_bytes=1000, batches=True, cache=cost)
+            )
+            await node.join()
+        contexts = [ring.context_tokens for ring in cluster.reconciler.rings]
+        assert cluster.chosen is not None
+        assert len(contexts) == 2
+        assert min(contexts) < max(contexts) / 8
+        assert cluster.chosen.served.context_tokens == max(contexts)
+        cluster.node_lost("a", large.link, "gone")
+        assert cluster.chosen.served.context_tokens == min(contexts), "it went with its node"

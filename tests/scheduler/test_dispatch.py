@@ -54,9 +54,9 @@ async def dispatcher(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Dispatche
 
 
 def ask(
-    dispatcher: Dispatcher, *, prompt: int = 3, client: str = ""
+    dispatcher: Dispatcher, *, prompt: int = 3, client: str = "", token: int = 1
 ) -> asyncio.Task[list[Token | Finish]]:
-    generation = Generation("m", (1,) * prompt, Sampling(seed=1), 32, frozenset(), client)
+    generation = Generation("m", (token,) * prompt, Sampling(seed=1), 32, frozenset(), client)
 
     async def read() -> list[Token | Finish]:
         return [event async for event in dispatcher.generate(generation)]
@@ -379,3 +379,67 @@ async def test_an_answer_that_breaks_every_ring_takes_no_other_one_along(
             wire.HeadReport(epoch=last.epoch, ends=[event], load=wire.HeadLoad(free_rows=4))
         )
     assert [(await other)[-1] for other in others] == [Finish(Reason.STOP)] * 3
+
+
+def load(epoch: int, *tokens: tuple[int, int, int]) -> wire.HeadReport:
+    """Tokens of requests, as (request, attempt, index)."""
+    events = [wire.TokenEvent(request=r, attempt=a, index=i, token=9) for r, a, i in tokens]
+    return wire.HeadReport(epoch=epoch, tokens=events)
+
+
+async def test_a_first_token_lets_the_next_prompt_go(dispatcher: Dispatcher) -> None:
+    dispatcher.ring_up(1, "n", [], 36, 1.0, chunk_tokens=32)
+    many = [ask(dispatcher, prompt=2000, client="many", token=n) for n in range(4)]
+    await until(lambda: dispatcher.running + dispatcher.waiting == 4)
+    submitted = Link.made[0].submitted
+    one = ask(dispatcher, prompt=99, client="one", token=5)
+    await until(lambda: dispatcher.waiting == 3)
+    assert [submit.request for submit in submitted] == [1, 2]
+    dispatcher.head_report(load(1, (1, 1, 0)))
+    assert [submit.request for submit in submitted][:3] == [1, 2, 5]
+    dispatcher.head_report(load(1, (1, 1, 1)))
+    assert 4 not in [submit.request for submit in submitted]
+    for task in (*many, one):
+        task.cancel()
+
+
+async def test_an_answer_that_outgrows_its_ring_goes_on_where_it_fits(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 4, 1.0, context_tokens=10)
+    dispatcher.ring_up(2, "n", [], 4, 1.0, context_tokens=1000)
+    dispatcher.ring_down(2)
+    answer = ask(dispatcher, prompt=8)
+    await until(lambda: dispatcher.running == 1)
+    dispatcher.ring_up(3, "n", [], 4, 1.0, context_tokens=1000)
+    report = load(1, (1, 1, 0), (1, 1, 1))
+    report.ends.append(wire.EndEvent(request=1, attempt=1, reason=wire.END_LENGTH))
+    report.load.free_rows = 4
+    dispatcher.head_report(report)
+    (again,) = Link.made[2].submitted
+    assert (again.attempt, list(again.generated)) == (2, [9, 9])
+    last = load(3, (1, 2, 2))
+    last.ends.append(wire.EndEvent(request=1, attempt=2, reason=wire.END_LENGTH))
+    dispatcher.head_report(last)
+    assert await answer == [*(Token(n, 9) for n in range(3)), Finish(Reason.LENGTH)]
+
+
+async def test_a_long_prompt_waits_while_a_ring_is_coming_and_else_ends_as_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "HeadLink", Link)
+    planned = 2
+    dispatcher = Dispatcher(Limits(), member("boss"), unheard, lambda: planned)
+    dispatcher.ring_up(1, "a", [], 4, 1.0, context_tokens=10)
+    dispatcher.ring_up(2, "b", [], 1, 1.0, context_tokens=1000)
+    running, waiting = ask(dispatcher, prompt=500), ask(dispatcher, prompt=500)
+    await until(lambda: (dispatcher.running, dispatcher.waiting) == (1, 1))
+    dispatcher.ring_down(2)
+    dispatcher._look(time.monotonic())
+    assert dispatcher.waiting == 2, "it forms anew"
+    planned = 1
+    dispatcher._look(time.monotonic())
+    with pytest.raises(PromptTooLong, match="at most 9 tokens"):
+        await waiting
+    running.cancel()
+    await dispatcher.stop()

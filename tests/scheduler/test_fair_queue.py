@@ -25,8 +25,8 @@ class Line:
             self.queue.push(id, client, cost)
 
     def serve(self) -> int:
-        id = self.queue.first(lambda _: True)
-        assert id is not None
+        (_, ids), *_ = self.queue.turns()
+        id = next(iter(ids))
         self.queue.take(id, self.clients[id])
         return id
 
@@ -103,14 +103,15 @@ def test_what_a_request_did_not_use_is_given_back_and_what_it_overused_is_owed()
     assert line.clients[line.serve()] == "modest"
 
 
-def test_requests_that_cannot_go_anywhere_are_passed_over_and_keep_their_turn() -> None:
+def test_turns_name_every_client_and_its_requests_and_take_nobody_out() -> None:
     line = Line()
-    line.ask("a", count=2)
+    line.ask("a", count=3)
     line.ask("b")
-    assert line.queue.first(lambda id: id != 1) == 2
-    assert line.queue.first(lambda id: id == 3) == 3
-    assert line.queue.first(lambda _: False) is None
+    assert [(name, list(ids)) for name, ids in line.queue.turns()] == [("a", [1, 2, 3]), ("b", [4])]
     assert line.serve() == 1
+    assert [(name, list(ids)) for name, ids in line.queue.turns()] == [("b", [4]), ("a", [2, 3])]
+    line.queue.remove(4, "b")
+    assert [name for name, _ in line.queue.turns()] == ["a"]
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 40])
