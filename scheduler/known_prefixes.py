@@ -1,7 +1,7 @@
 """Which rings have seen which beginnings of prompts. Pure.
 
 Only the head of a ring knows what it keeps; this is a guess that costs no messages: what was sent
-there last is likely to be there still. It only decides between rings that are equally busy.
+there last is likely to be there still.
 """
 
 from __future__ import annotations

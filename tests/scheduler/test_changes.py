@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from parallax.fabric.errors import BadSetting, ModelTooBig, UnknownNode
+from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.generation import Generation, Sampling
@@ -416,5 +417,7 @@ async def test_http_takes_what_the_roomiest_ring_holds(model: Path, tmp_path: Pa
         assert len(contexts) == 2
         assert min(contexts) < max(contexts) / 8
         assert cluster.chosen.served.context_tokens == max(contexts)
+        serving_rings = cluster.requests._router._rings.values()
+        assert [ring.chunk_tokens for ring in serving_rings] == [Limits().chunk_tokens] * 2
         cluster.node_lost("a", large.link, "gone")
         assert cluster.chosen.served.context_tokens == min(contexts), "it went with its node"

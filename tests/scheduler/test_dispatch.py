@@ -418,6 +418,7 @@ async def test_an_answer_that_outgrows_its_ring_goes_on_where_it_fits(
     dispatcher.head_report(report)
     (again,) = Link.made[2].submitted
     assert (again.attempt, list(again.generated)) == (2, [9, 9])
+    assert dispatcher._router._rings[1].open, "it need not pause"
     last = load(3, (1, 2, 2))
     last.ends.append(wire.EndEvent(request=1, attempt=2, reason=wire.END_LENGTH))
     dispatcher.head_report(last)
