@@ -129,3 +129,36 @@ def test_ten_times_too_many_are_refused_at_once_and_the_admitted_are_served(
     refused_s = [took_s for status, took_s in answers if status == 429]
     assert max(refused_s) < 30, "a refusal does not wait in the queue"
     cluster.wait(lambda s: s["queue"] == {"waiting": 0, "running": 0})
+
+
+@pytest.mark.skipif(not has_address("127.0.0.2"), reason="loopback has one address here")
+def test_a_client_that_comes_when_long_answers_have_all_they_can_is_served_beside_them(
+    two_nodes: Cluster,
+) -> None:
+    rows = 2 * 16  # what one client gets of both stages' lanes
+
+    async def flood() -> int:
+        """How many of its answers have ended when the other client has its own."""
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+            async def one() -> None:
+                path = two_nodes.url + "/v1/chat/completions"
+                async with session.post(path, json=body(3000, stream=True)) as answer:
+                    await answer.read()
+
+            tasks = [asyncio.create_task(one()) for _ in range(rows + 4)]
+            await asyncio.to_thread(
+                two_nodes.wait, lambda s: s["queue"] == {"waiting": 4, "running": rows}
+            )
+            got = await asyncio.to_thread(ask_from, "127.0.0.2", two_nodes.http_port, 3)
+            assert got == 3
+            ended = sum(task.done() for task in tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return ended
+
+    assert asyncio.run(flood()) == 0
+    two_nodes.wait(lambda s: s["queue"] == {"waiting": 0, "running": 0})
