@@ -31,7 +31,6 @@ _HUB_FILES = [
     "tiktoken.model",
     "model*.safetensors",
 ]
-_CONFIG_BYTES = 16 << 20
 
 DESCRIBING_FILES = ("config.json", "generation_config.json")  # what a stage reads beside weights
 PARTS = "parts"  # a file in folders that hold only parts of a model's weights
