@@ -71,7 +71,8 @@ class RingLoad:
 
     def admits(self, client: str) -> bool:
         """Whether this client may have one more row."""
-        return self.free > 0 and self.rows[client] < SHARE * self.free
+        free = self.free
+        return free > 0 and self.rows.get(client, 0) < SHARE * free
 
     def takes(self, tokens: int) -> bool:
         """Whether a request so long fits this ring when nothing else is there."""
@@ -94,19 +95,19 @@ class RingLoad:
             return True
         return self.charge(request) <= self.room_bytes
 
-    def prefills_soon(self, tokens: int) -> bool:
-        """Whether a prompt with so many tokens to prefill would not wait at the head for long.
+    @property
+    def prefills_enough(self) -> bool:
+        """Whether one more long prompt would have to wait at the head.
 
         The first of those there is being prefilled; those behind it are enough for every stage
         to have its next chunk while the first one's answer begins and its successor is sent.
         """
-        if not self.chunk_tokens or self._is_short(tokens):
-            return True
-        long = [waiting for waiting in self.prompts.values() if not self._is_short(waiting)]
+        long = [tokens for tokens in self.prompts.values() if not self.is_short(tokens)]
         ahead = max(AHEAD_TOKENS, 2 * (self.stages + 1) * self.chunk_tokens)
-        return not long or sum(islice(long, 1, None)) < ahead
+        return bool(self.chunk_tokens and long) and sum(islice(long, 1, None)) >= ahead
 
-    def _is_short(self, tokens: int) -> bool:
+    def is_short(self, tokens: int) -> bool:
+        """Whether a prompt with so many tokens to prefill waits for no long one."""
         return tokens <= SHORT_CHUNKS * self.chunk_tokens
 
     def heard(self, free_rows: int, outstanding: int, room_bytes: int | None) -> None:

@@ -351,6 +351,7 @@ class Router:
         prefilled, or for one of its client's rows to end, keeps it from its own client only.
         """
         rings = {epoch: ring for epoch, ring in self._rings.items() if ring.open}
+        busy = {epoch for epoch, ring in rings.items() if ring.prefills_enough}
         returned = ((request.client, (request.id,)) for request in self._returned)
         for client, ids in chain(returned, self._queue.turns()):
             mine = {epoch: ring for epoch, ring in rings.items() if ring.admits(client)}
@@ -360,8 +361,9 @@ class Router:
                 request = self._requests[id]
                 able = {epoch: ring for epoch, ring in mine.items() if ring.takes(request.tokens)}
                 with_room = {e: ring for e, ring in able.items() if ring.has_room(request)}
-                if (epoch := self._best_ring(request, with_room)) is not None:
-                    return request, epoch
+                soon = [e for e in with_room if e not in busy or self._is_short(e, request)]
+                if soon:
+                    return request, self._best(soon, request)
                 for epoch in able:
                     del mine[epoch]
                     if epoch not in with_room:
@@ -370,21 +372,21 @@ class Router:
                 break
         return None
 
-    def _best_ring(self, request: RoutedRequest, rings: dict[int, RingLoad]) -> int | None:
-        soon = [epoch for epoch, ring in rings.items() if self._prefills_soon(epoch, request)]
-
+    def _best(self, epochs: Iterable[int], request: RoutedRequest) -> int:
         def badness(epoch: int) -> tuple[bool, float, float, int]:
-            return *rank(rings[epoch], request, self._prefix_tokens(epoch, request.id)), epoch
+            known = self._prefix_tokens(epoch, request.id)
+            return *rank(self._rings[epoch], request, known), epoch
 
-        return min(soon, key=badness, default=None)
+        return min(epochs, key=badness)
 
-    def _prefills_soon(self, epoch: int, request: RoutedRequest) -> bool:
+    def _is_short(self, epoch: int, request: RoutedRequest) -> bool:
+        """Whether so little of it is to be prefilled that it waits for no long prompt."""
         ring = self._rings[epoch]
-        if ring.prefills_soon(request.tokens):
+        if ring.is_short(request.tokens):
             return True
         if epoch not in request.known:  # asked once: many may wait, and this is asked often
             request.known[epoch] = self._prefix_tokens(epoch, request.id)
-        return ring.prefills_soon(request.tokens - request.known[epoch])
+        return ring.is_short(request.tokens - request.known[epoch])
 
     def _uncached(self, epoch: int, request: RoutedRequest) -> int:
         return max(0, request.tokens - self._prefix_tokens(epoch, request.id))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 
-from parallax.fabric.errors import PromptTooLong
+from parallax.fabric.errors import PromptTooLong, QueueFull
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
 from parallax.scheduler.ring_load import AHEAD_TOKENS, PREFIX_WORTH_TOKENS
 from parallax.scheduler.router import Dispatch, Router
@@ -239,3 +240,46 @@ def test_an_answer_outgrows_a_ring_only_where_another_one_goes_on_with_it() -> N
     assert not made.fits_another(2, 100_000)
     made.ring_down(2)
     assert not made.fits_another(1, 1000)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nobody_waits_for_long_beside_a_client_that_asks_for_all_there_is(seed: int) -> None:
+    chance = random.Random(seed)
+    made = Router(Limits(), lambda epoch, id: 900 if (id + epoch) % 3 else 0)
+    rows, contexts, budgets = {1: 16, 2: 8}, {1: 2000, 2: 9000}, {1: 20_000, 2: 30_000}
+    for ring, count in rows.items():
+        made.ring_up(ring, count, context_tokens=contexts[ring], row_bytes=int, chunk_tokens=CHUNK)
+    asked: dict[int, tuple[str, int, float]] = {}  # whose, how long, when
+    running: dict[int, tuple[int, float]] = {}  # its ring, and when it ends
+    longest_s: dict[str, float] = {}
+    id, now = 0, 0.0
+    while now < 60.0 or running:  # the flood goes on; afterwards all comes to an end
+        now += 0.25
+        some = ["flood"] * 4 + ["some"] * (now % 2 == 0) + ["rare"] * (now % 10 == 0)
+        for client in some if now < 60.0 else ():
+            id += 1
+            asked[id] = client, chance.choice([20, 60, 300, 1500, 5000]), now
+            try:
+                ask(made, id, client=client, tokens=asked[id][1], answer=200, now=now)
+            except QueueFull:
+                assert client == "flood"
+        for each, (ring, end) in list(running.items()):
+            if end <= now:
+                made.finished(ring, each, asked[each][1] + 200)
+                del running[each]
+            elif chance.random() < 0.5:
+                made.begun(each)
+        for ring, count in rows.items():
+            mine = [each for each, (where, _) in running.items() if where == ring]
+            used = sum(asked[each][1] + 200 for each in mine)
+            made.load(ring, count - len(mine), len(mine), room_bytes=budgets[ring] - used)
+        for late in made.expired(now):
+            assert asked[late][0] == "flood"
+        for sent in made.dispatch(now):
+            client, tokens, since = asked[sent.id]
+            assert tokens < contexts[sent.epoch]
+            longest_s[client] = max(longest_s.get(client, 0.0), now - since)
+            running[sent.id] = sent.epoch, now + chance.uniform(0.5, 4.0)
+    assert made.waiting == 0
+    assert longest_s["flood"] > 20, "it asks for more than there is"
+    assert max(longest_s["some"], longest_s["rare"]) < 4, longest_s
