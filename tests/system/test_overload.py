@@ -39,18 +39,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-def body(tokens: int, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "Hi"}]
+def body(tokens: int, prompt: str = "Hi", **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
     return {"messages": messages, "max_tokens": tokens, "ignore_eos": True, **fields}
 
 
-def ask_from(address: str, port: int, tokens: int) -> int:
+def ask_from(address: str, port: int, tokens: int, prompt: str = "Hi") -> int:
     """Completion tokens of one answer, asked for from this address of the machine."""
     connection = http.client.HTTPConnection(
         "127.0.0.1", port, timeout=PATIENCE_S, source_address=(address, 0)
     )
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body(tokens)), JSON)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body(tokens, prompt)), JSON)
         answer = json.load(connection.getresponse())
         return int(answer["usage"]["completion_tokens"])
     finally:
@@ -162,3 +162,17 @@ def test_a_client_that_comes_when_long_answers_have_all_they_can_is_served_besid
 
     assert asyncio.run(flood()) == 0
     two_nodes.wait(lambda s: s["queue"] == {"waiting": 0, "running": 0})
+
+
+def test_an_answer_that_outgrows_a_small_ring_goes_on_in_a_larger_one(cluster: Cluster) -> None:
+    small = cluster.status()["model"]["context_tokens"]
+    cluster.join("large", "--memory", "60MB")
+    cluster.wait(lambda s: len(s["rings"]) == 2 and {r["status"] for r in s["rings"]} == {"ready"})
+    assert cluster.status()["model"]["context_tokens"] > small, "what the larger one takes"
+    # Longer than answers are expected to be, or both would go to the larger one at once.
+    prompt, tokens = "x" * (small - 700), 800
+    with ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(ask_from, "127.0.0.1", cluster.http_port, tokens, prompt) for _ in range(2)
+        ]
+        assert [each.result() for each in asked] == [tokens, tokens]
