@@ -16,6 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from parallax.node.budget import GROWTH_TOKENS, Budget
+from parallax.node.flight import Flight
 from parallax.node.prefill_pace import PrefillPace
 from parallax.node.prefill_queue import PrefillQueue
 from parallax.node.prefix_cache import PrefixCache
@@ -26,18 +27,6 @@ from parallax.proto import wire_pb2 as wire
 REMEMBERED = 1024  # requests of which it is known that they were handed back
 SPARE_FRAMES = 4  # of the window: drafts leave them to steps, beats and commands
 MOST_PATIENCE = 8  # doublings of the room that a request must find that was handed back
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A frame in the ring: what its return will mean."""
-
-    kind: wire.FrameKind.ValueType
-    tokens: int
-    lane: Lane | None = None
-    rows: tuple[Sequence, ...] = ()
-    block: Block | None = None  # of the only sequence in the ring
-    sent_at: float | None = None  # of a beat whose round trip is measured
 
 
 @dataclass(slots=True)
@@ -73,7 +62,7 @@ class Conductor:
         self._sequences: dict[int, Sequence] = {}
         self._by_request: dict[tuple[int, int], Sequence] = {}
         self._prefill = PrefillQueue(shape)
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, Flight] = {}
         self._commands: list[wire.Command] = []
         self._prefixes = PrefixCache(self._commands, self._budget, shape.chunk_tokens, costs)
         self._pace = PrefillPace(shape, costs)
@@ -151,7 +140,8 @@ class Conductor:
         else:
             self.stepped = True
             if flight.tokens == len(flight.rows):
-                self._pace.measured_step(flight.lane.id, frame.slowest_s)
+                around_s = None if flight.entered_at is None else now - flight.entered_at
+                self._pace.measured_step(flight.lane.id, frame.slowest_s, around_s)
             if flight.block is not None:
                 self._take_block(flight.block, flight.rows[0], flight.lane, frame, out)
             else:
@@ -171,7 +161,7 @@ class Conductor:
         out = Output()
         if not self._beats_in_flight:
             self._beat_sent_at = now
-            self._inject(out, wire.Frame(kind=wire.BEAT), _Flight(wire.BEAT, 0, sent_at=now))
+            self._inject(out, wire.Frame(kind=wire.BEAT), Flight(wire.BEAT, 0, sent_at=now))
         return out
 
     def abandon(self) -> Output:
@@ -372,7 +362,7 @@ class Conductor:
             self._inject_chunk(out)
             self._step_lanes(out)
         if self._commands and len(self._flights) < self._shape.window_frames:
-            self._inject(out, wire.Frame(kind=wire.BEAT), _Flight(wire.BEAT, 0))
+            self._inject(out, wire.Frame(kind=wire.BEAT), Flight(wire.BEAT, 0))
 
     def _prefill_allowed(self) -> bool:
         """Chunks enough to keep every stage busy, few enough that decode steps pass soon."""
@@ -406,7 +396,7 @@ class Conductor:
             end = min(sequence.prefill_length, (start // grid + 1) * grid)
             tokens = sequence.slice(start, end)
             frame = wire.Frame(kind=wire.PREFILL, sequence=sequence.id, tokens=tokens, rows=1)
-            self._inject(out, frame, _Flight(wire.PREFILL, len(tokens)))
+            self._inject(out, frame, Flight(wire.PREFILL, len(tokens)))
             self._prefill.taken(sequence, len(tokens))
             sequence.cached = end
             self._prefixes.prefilled(sequence, self._joined_bytes)
@@ -481,9 +471,10 @@ class Conductor:
         frame.lane = lane.id
         self._pace.stepped(lane.id)
         tokens = len(frame.tokens)
-        self._inject(out, frame, _Flight(wire.DECODE, tokens, lane, tuple(lane.rows), block))
+        flight = Flight(wire.DECODE, tokens, lane, tuple(lane.rows), block, entered_at=self._now)
+        self._inject(out, frame, flight)
 
-    def _inject(self, out: Output, frame: wire.Frame, flight: _Flight) -> None:
+    def _inject(self, out: Output, frame: wire.Frame, flight: Flight) -> None:
         frame.epoch = self._epoch
         frame.number = self._next_number
         frame.commands.extend(self._commands)

@@ -6,11 +6,14 @@ before took t': then the step waits for m t + (s - 1) (t - t'), what it costs a 
 costs more than before to follow the last of them through the others. With fewer lanes stages idle,
 and the burst has a head start of a step's time in each that does; from there the step gains on it,
 stage by stage, what a chunk takes longer than a step. So while answers run, a burst comes only
-after every lane has taken a step, and it is the largest for which an answer waits less than
-``BURST_SHARE`` times as long as for its own steps; at the least it is one chunk of the smallest
-size. While none run, chunks are as ``node/chunk_sizes.py`` says, which knows what chunks cost.
-Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results depend on
-the grid (the self-check tells), there is one size only.
+after every lane has taken a step, and it is the largest for which an answer waits less than a share
+of what its own steps take; at the least it is one chunk of the smallest size. That share follows
+from what is seen: it grows a little with each step around the ring that took less than
+``MOST_CALM_TIMES`` as long as without chunks, and shrinks by 99 times as much with each that took
+longer, so that one in a hundred does (the stochastic approximation of a quantile, by Robbins and
+Monro, 1951). While none run, chunks are as ``node/chunk_sizes.py`` says, which knows what chunks
+cost. Sizes lie on a grid of halves, and boundaries at their multiples; where a model's results
+depend on the grid (the self-check tells), there is one size only.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ from parallax.proto import wire_pb2 as wire
 SMALLEST_TOKENS = 4  # beside running answers, and of the grid's size one part of so many:
 SMALLEST_SHARE = 64  # smaller ones are mostly what a chunk costs whatever its size
 SMALLEST_LONE_TOKENS = 8
-BURST_SHARE = 1.4  # what a burst may add to the time that one step of every lane takes
+FIRST_SHARE = 1.4  # what a burst may add to the time that one step of every lane takes
+LEAST_SHARE, MOST_SHARE = 0.4, 1.8
+SHARE_STEP = 0.04
+MOST_CALM_TIMES = 2.8
+ODDS = 0.01  # of more than that
 TRY_EVERY = 128  # bursts, while fixed costs are in doubt: fewer than one gap in a hundred
 _WEIGHT = 0.2  # of a new measurement
 
@@ -56,6 +63,10 @@ class PrefillPace:
         self._stepped: set[int] = set()  # lanes, since this burst began
         self._token_s = 0.0  # of prefill on the slowest stage, fixed costs apart; 0: not measured
         self._step_s: dict[int, float] = {}  # of each lane there
+        self._share = FIRST_SHARE
+        self._calm_s: dict[int, float] = {}  # of each lane, around the ring without chunks
+        self._paced: set[int] = set()  # lanes that a paced chunk was sent beside since they entered
+        self._unpaced: set[int] = set()
 
     def measured_chunk(self, tokens: int, slowest_s: float, last_s: float) -> None:
         """A chunk came back; what the slowest stage took for it, and the last one."""
@@ -63,14 +74,31 @@ class PrefillPace:
             self._lone.measured(tokens, slowest_s, last_s)
             self._token_s = _mean(self._token_s, slowest_s / (self._lone.fixed_tokens + tokens))
 
-    def measured_step(self, lane: int, slowest_s: float) -> None:
-        """A lane's decode step came back."""
+    def measured_step(self, lane: int, slowest_s: float, around_s: float | None) -> None:
+        """A lane's decode step came back.
+
+        Args:
+            lane: which.
+            slowest_s: what the slowest stage took for it.
+            around_s: how long it was in the ring; None if that is not known.
+        """
         if slowest_s:
             self._step_s[lane] = _mean(self._step_s.get(lane, 0.0), slowest_s)
+        calm_s = self._calm_s.get(lane, 0.0)
+        if around_s is None or lane in self._unpaced:
+            return
+        if lane not in self._paced:
+            self._calm_s[lane] = _mean(calm_s, min(around_s, 2 * calm_s or around_s))
+        elif calm_s:
+            late = around_s > MOST_CALM_TIMES * calm_s
+            share = self._share + SHARE_STEP * (ODDS - late)
+            self._share = min(MOST_SHARE, max(LEAST_SHARE, share))
 
     def stepped(self, lane: int) -> None:
         """A lane's step entered the ring."""
         self._stepped.add(lane)
+        self._paced.discard(lane)
+        self._unpaced.discard(lane)
 
     def chunked(self) -> None:
         """A chunk entered the ring."""
@@ -96,6 +124,7 @@ class PrefillPace:
             short: its prompt holds nobody up for long, and need not keep the pace.
         """
         size = self._sizes[0]
+        (self._unpaced if short else self._paced).update(lanes)
         if not short:
             size = self.chunk_tokens(lanes, chunks)
             self.chunked()
@@ -124,7 +153,7 @@ class PrefillPace:
             (count, size)
             for size in self._sizes
             for count in range(1, self._stages + 1)
-            if self._wait_s(count, self._expected_s(size), steps) <= BURST_SHARE * round_s
+            if self._wait_s(count, self._expected_s(size), steps) <= self._share * round_s
         ]
         # Of bursts that bring as much, the one with the fewest chunks costs least.
         return max(bursts, key=lambda b: (b[0] * b[1], b[1]), default=(1, self._sizes[-1]))

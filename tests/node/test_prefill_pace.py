@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -249,7 +250,7 @@ def test_where_results_depend_on_the_grid_there_is_one_size() -> None:
 def test_a_window_whose_sums_depend_on_the_chunks_has_one_size_too() -> None:
     pace = PrefillPace(shape(2), [wire.CacheCost(answers=True), wire.CacheCost()])
     pace.measured_chunk(32, 0.064, 0.064)
-    pace.measured_step(0, 0.001)
+    pace.measured_step(0, 0.001, None)
     assert pace.chunk_tokens([0]) == 32
 
 
@@ -257,22 +258,55 @@ def test_sizes_are_halves_of_the_grid_and_follow_what_was_measured() -> None:
     pace = PrefillPace(shape(2), costs(2))
     assert pace.chunk_tokens([0]) == 32  # nothing is measured yet
     pace.measured_chunk(32, 0.064, 0.064)
-    pace.measured_step(0, 0.040)
-    pace.measured_step(1, 0.040)
+    pace.measured_step(0, 0.040, None)
+    pace.measured_step(1, 0.040, None)
     assert pace.chunk_tokens([]) == 32
     assert pace.chunk_tokens([0, 1], 0) == 16  # the first: 2 * 17 * 1.9 ms of 1.4 * 80 ms
     assert pace.chunk_tokens([0, 1], 1) == 32  # behind another: (33 + 16) * 1.9 ms
     assert pace.chunk_tokens([0], 0) == 32  # a lone lane leaves a stage idle: 2 * 33 * 1.9 - 80 ms
     for _ in range(100):
-        pace.measured_step(0, 0.0001)
-        pace.measured_step(1, 0.0001)
+        pace.measured_step(0, 0.0001, None)
+        pace.measured_step(1, 0.0001, None)
     assert pace.chunk_tokens([0], 0) == SMALLEST_TOKENS
+
+
+def test_bursts_shrink_until_one_step_in_a_hundred_takes_three_times_as_long() -> None:
+    pace = PrefillPace(shape(2), costs(2))
+    rng = random.Random(5)
+    for tokens in (*[32] * 4, *[16] * 4):
+        pace.measured_chunk(tokens, TOKEN_S * (1 + tokens), TOKEN_S * (1 + tokens))
+    late = 0
+    for number in range(20_000):
+        lanes = {0, 1}
+        for lane in lanes:
+            pace.stepped(lane)
+        size = pace.next_chunk(lanes, 1, 1000, short=False) if number >= 100 else 0
+        for lane in lanes:
+            chunk_s = TOKEN_S * (1 + size) if size else 0.0
+            around_s = 2 * STEP_S + chunk_s * rng.uniform(1.0, 2.5)
+            late += number >= 10_000 and around_s > 3 * 2 * STEP_S
+            pace.measured_step(lane, STEP_S, around_s)
+    assert 0.0 < late / 20_000 < 0.015
+
+
+def test_what_short_prompts_do_to_steps_is_not_held_against_bursts() -> None:
+    pace = PrefillPace(shape(2), costs(2))
+    pace.measured_chunk(32, 0.064, 0.064)
+    for _ in range(9):
+        pace.stepped(0)
+        pace.measured_step(0, 0.040, 0.080)
+    before = pace.chunk_tokens([0], 0)
+    for _ in range(99):
+        pace.stepped(0)
+        pace.next_chunk([0], 0, 30, short=True)
+        pace.measured_step(0, 0.040, 0.800)
+    assert pace.chunk_tokens([0], 0) == before
 
 
 def test_the_smallest_size_is_a_share_of_the_grid() -> None:
     pace = PrefillPace(shape(2, chunk_tokens=512), costs(2))
     pace.measured_chunk(16, 0.064, 0.064)
-    pace.measured_step(0, 0.0001)
+    pace.measured_step(0, 0.0001, None)
     assert pace.chunk_tokens([0], 0) == 8
 
 
