@@ -42,14 +42,14 @@ class Trace:
 
         def wrap(method: Any) -> Any:
             @functools.wraps(method)
-            def wrapped(self_: Any, frame: wire.Frame) -> Any:
+            def wrapped(self_: Any, frame: wire.Frame, *more: Any) -> Any:
                 if frame.kind == wire.DECODE:
                     record = self.of(frame)
                     record[place] = time.perf_counter()
                     if place in {"taken", "posted"} and self._received:
                         record["received"] = self._received
                         self._received = 0.0
-                return method(self_, frame)
+                return method(self_, frame, *more)
 
             return wrapped
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 STEP_TOKENS = 32  # as heads count at the finest
 MOST_STEPS = 4096  # remembered of a ring, the latest ones
+LEAST_STEPS = 2  # what is shorter is prefilled anew in no time
 
 
 class KnownPrefixes:
@@ -22,8 +23,11 @@ class KnownPrefixes:
 
     def served(self, epoch: int, tokens: Sequence[int]) -> None:
         """These tokens have been, or are about to be, in the caches of a ring."""
+        marks = self._marks(tokens)
+        if len(marks) < LEAST_STEPS:
+            return
         known = self._rings.setdefault(epoch, OrderedDict())
-        for mark in self._marks(tokens):
+        for mark in marks:
             known[mark] = None
             known.move_to_end(mark)
         while len(known) > MOST_STEPS:

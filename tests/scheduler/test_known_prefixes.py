@@ -36,10 +36,16 @@ def test_only_so_much_is_remembered_and_what_was_not_used_goes_first() -> None:
     old, used = tuple(range(64)), tuple(range(1000, 1064))
     known.served(1, old)
     known.served(1, used)
-    for n in range(MOST_STEPS - 2):
-        known.served(1, tuple(range(n + 5000, n + 5000 + STEP_TOKENS)))
-        if n == MOST_STEPS // 2:
+    for n in range(MOST_STEPS // 2 - 1):
+        known.served(1, tuple(range(n + 5000, n + 5000 + 2 * STEP_TOKENS)))
+        if n == MOST_STEPS // 4:
             known.served(1, used)
     assert known.length(1, old) == 0
     assert known.length(1, used) == 64
     assert len(known._rings[1]) == MOST_STEPS
+
+
+def test_what_is_short_is_not_worth_remembering() -> None:
+    known = KnownPrefixes()
+    known.served(1, tuple(range(63)))
+    assert known.length(1, tuple(range(63))) == 0
