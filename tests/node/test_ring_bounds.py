@@ -163,6 +163,8 @@ async def test_the_largest_honest_frames_are_taken() -> None:
             sent.commands.extend(commands)
             member._inbox_bytes = 1 << 30
             member._received(sent.SerializeToString())
+        assert member._expected == 2
+        assert not member.ended
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from parallax.fabric.errors import (
     BadSetting,
     CutRefused,
-    MessageRefused,
     ModelBroken,
     ModelNotFound,
     ModelTooBig,
@@ -32,22 +30,6 @@ from parallax.scheduler.stage_costs import LinkFacts
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
 from tests.scheduler.told import Node, running, serving, share, until
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
-
-
-@pytest.fixture
-async def cluster(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[ClusterService]:
-    """A cluster that is to serve a model of four layers on two nodes."""
-    monkeypatch.setattr("parallax.scheduler.dispatch.HeadLink", Link)
-    async with running(tmp_path) as made:
-        await made.choose(str(model), 2, True)
-        yield made
 
 
 async def test_reports_of_a_replaced_stream_are_too_late(cluster: ClusterService) -> None:
@@ -420,35 +402,6 @@ async def test_an_asked_for_number_of_stages_is_made_good_when_a_node_comes(
     assert cluster.status()["status"] == "available"
 
 
-async def test_only_those_who_sit_in_a_ring_can_say_of_it(cluster: ClusterService) -> None:
-    first, _, epoch = await serving(cluster)
-    stranger = Node(cluster, "stranger").attend()
-    fault = wire.Fault(kind="LinkBroken", what="Broken")
-    stranger.report(broken=wire.RingBroken(epoch=epoch, fault=fault))
-    stranger.report(health=wire.StageHealth(epoch=epoch, stage=0, decode_frames=10**9))
-    wrong = wire.StageHealth(epoch=epoch, stage=9, decode_frames=10**9)
-    first.report(health=wrong)
-    assert cluster.reconciler.by_epoch(epoch) is not None
-    assert b"stage_frames_total{" not in cluster._metrics.page()
-    refused = wire.Fault(kind="FrameRefused", what="Refused")
-    first.report(broken=wire.RingBroken(epoch=epoch, fault=refused))
-    assert cluster.reconciler.by_epoch(epoch) is None
-    assert b'parallax_messages_refused_total{kind="frame"} 1.0' in cluster._metrics.page()
-
-
-async def test_a_head_that_reports_what_cannot_be_ends_its_ring_and_is_named_and_counted(
-    cluster: ClusterService,
-) -> None:
-    _, _, epoch = await serving(cluster)
-    head = cluster.reconciler.rings[0].nodes[0]
-    cluster.requests.head_lost(epoch, MessageRefused("The head reports what cannot be"))
-    assert cluster.reconciler.by_epoch(epoch) is None
-    (broken,) = cluster._blame._breaks
-    assert broken.suspects == (head,)
-    assert broken.why == f"{cluster.name_of(head)}: The head reports what cannot be"
-    assert b'parallax_messages_refused_total{kind="report"} 1.0' in cluster._metrics.page()
-
-
 async def test_nodes_are_cut_off_although_the_disk_is_full(
     cluster: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,31 +419,6 @@ async def test_nodes_are_cut_off_although_the_disk_is_full(
 
     monkeypatch.setattr(cluster.departures, "cut_off", cut_off)
     await asyncio.wait_for(looked.wait(), 20)
-
-
-async def test_totals_that_shrink_and_figures_beyond_reason_hurt_nobody(
-    cluster: ClusterService,
-) -> None:
-    first, _, epoch = await serving(cluster)
-    most = (1 << 64) - 1
-    for frames, seconds in ((most, 5e-324), (0, 0.0), (most, 1e18), (1, 0.0)):
-        health = wire.StageHealth(
-            epoch=epoch,
-            decode_frames=frames,
-            decode_tokens=most - frames,
-            decode_compute_s=seconds,
-            prefill_frames=frames,
-            prefill_tokens=frames,
-            prefill_compute_s=seconds,
-            hops=frames,
-            hop_s=seconds,
-        )
-        for _ in range(20):
-            first.report(health=health)
-            first.report(health=wire.StageHealth(epoch=epoch))
-        cluster._wishes.look(1e9)
-    first.report(link=wire.LinkReport(node_id="nobody", round_trip_s=0, bandwidth_bytes_s=0))
-    assert not any("nobody" in way for way in cluster._roster.paths)
 
 
 async def test_cuts_that_are_no_numbers_are_no_cuts(cluster: ClusterService) -> None:
