@@ -58,10 +58,15 @@ class Arena:
         name: str = self.cluster.status()["rings"][0]["stages"][number]["name"]
         return name
 
-    def kill(self, name: str) -> float:
-        """Pulls a node's plug and says when."""
+    def let_go(self, name: str) -> Process:
+        """A node's process, which the arena looks after no more."""
         process = self.processes.pop(name)
         self.cluster.nodes.remove(process)
+        return process
+
+    def kill(self, name: str) -> float:
+        """Pulls a node's plug and says when."""
+        process = self.let_go(name)
         at_s = time.monotonic()
         process.kill()
         process.stop()
@@ -84,8 +89,7 @@ class Arena:
 
     def leave(self, name: str) -> None:
         """Asks a node to end, and waits for it."""
-        process = self.processes.pop(name)
-        self.cluster.nodes.remove(process)
+        process = self.let_go(name)
         process.stop()
 
     def wait_prepared(self, timeout_s: float = 60.0) -> None:

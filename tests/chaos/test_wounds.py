@@ -106,8 +106,7 @@ def test_a_node_that_is_removed_at_once_sees_nothing_more_and_the_answer_goes_on
 ) -> None:
     hurt.wait_whole(2, 1)
     name = hurt.stage(1)
-    victim = hurt.processes.pop(name)
-    hurt.cluster.nodes.remove(victim)
+    victim = hurt.let_go(name)
     said: list[dict[str, Any]] = []
     history, wrong = run_disturbed(
         hurt,
@@ -130,8 +129,7 @@ def test_a_compute_thread_that_dies_is_told_at_once_although_grpc_lives(
 ) -> None:
     hurt.wait_whole(2, 1)
     name = hurt.stage(0)
-    victim = hurt.processes.pop(name)
-    hurt.cluster.nodes.remove(victim)
+    victim = hurt.let_go(name)
     history, wrong = run_disturbed(hurt, expected, lambda: os.kill(victim.pid, signal.SIGUSR1))
     histories.append(history)
     assert wrong == ""

@@ -12,14 +12,8 @@ import pytest
 from parallax.fabric.errors import InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
-from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
 from tests.scheduler.told import running, share, until
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
 
 
 @pytest.fixture

@@ -19,14 +19,8 @@ from parallax.scheduler.generation import Generation, Sampling
 from parallax.scheduler.layouts import WAIT_S
 from parallax.scheduler.leaving import REMOVE_S
 from parallax.scheduler.store import FILE_NAME
-from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
 from tests.scheduler.told import Node, running, serving, until
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
 
 
 @pytest.fixture(autouse=True)

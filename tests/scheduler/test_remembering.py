@@ -15,14 +15,8 @@ from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.store import FILE_NAME
 from parallax.scheduler.wishes import NOTE
-from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
 from tests.scheduler.told import Node, running, serving, until
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny", layers=4, hidden=32)
 
 
 @pytest.fixture(autouse=True)
