@@ -180,6 +180,11 @@ class Cluster:
         body = {"messages": [{"role": "user", "content": prompt}], **fields}
         return self.post("/v1/chat/completions", body)
 
+    def answers_in_full(self, prompt: str, tokens: int) -> bool:
+        """Whether an answer has so many tokens; what would end it sooner does not count."""
+        said = self.chat(prompt, max_tokens=tokens, ignore_eos=True)
+        return bool(said["usage"]["completion_tokens"] == tokens)
+
     def status(self) -> dict[str, Any]:
         """The ``data`` of the cluster's status."""
         data: dict[str, Any] = self.get("/cluster/status_json")["data"]

@@ -86,7 +86,7 @@ def test_a_scheduler_started_again_serves_again(model: Path) -> None:
         cluster.scheduler.wait_for("Listening:")
         status = cluster.wait_ready()
         assert status["rings"][0]["epoch"] > first, "an epoch was used twice"
-        assert cluster.chat("Hi", max_tokens=3)["usage"]["completion_tokens"] == 3
+        assert cluster.answers_in_full("Hi", 3)
 
 
 def test_everyone_ends_cleanly_when_asked(model: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_node_of_another_version_is_told_so(model: Path, tmp_path: Path) -> No
         fault = asyncio.run(dismissal(cluster, tmp_path))
         assert fault.kind == "VersionMismatch"
         assert "0.0.1" in fault.why
-        assert cluster.chat("Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
+        assert cluster.answers_in_full("Hi", 2)
 
 
 def test_an_idle_cluster_uses_next_to_nothing(two_nodes: Cluster) -> None:

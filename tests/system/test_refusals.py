@@ -99,7 +99,7 @@ def test_an_unknown_model_is_not_chosen_and_the_old_one_serves_on(two_nodes: Clu
     code, _, error = refused(two_nodes, body, "/scheduler/init")
     assert code == 404
     assert "/nowhere/model" in error["message"]
-    assert two_nodes.chat("Still there?", max_tokens=3)["usage"]["completion_tokens"] == 3
+    assert two_nodes.answers_in_full("Still there?", 3)
 
 
 def test_a_client_that_goes_frees_its_row_within_two_seconds(two_nodes: Cluster) -> None:
