@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
+from parallax.cli.awake import awake
 from parallax.cli.reporter import Reporter
 from parallax.fabric.events import Event
 from parallax.fabric.settings import Settings
@@ -41,7 +42,8 @@ def serve(service: Service, settings: Settings, *, with_parent: bool) -> None:
         ParallaxError: the service's own.
     """
     _take_files()
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+    holding = awake() if sys.platform == "darwin" else contextlib.nullcontext()
+    with holding, contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
         asyncio.run(_serve(service, settings, with_parent=with_parent))
 
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SHARE_OF_FREE_MEMORY = 0.75  # the rest is for the system and for what others start
 SHARE_OF_FREE_GPU = 0.9
+SHARE_OF_WIRED = 0.9  # the rest is for what a step holds besides weights and caches
 MEASURE_S = 0.15  # for each of the two measurements
 COPY_BYTES = (4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
 MATRIX_SIZES = (128, 256, 512, 1024, 2048, 4096)
@@ -133,7 +134,7 @@ def budget(kind: str, info: DeviceInfo, whole: int, memory_bytes: int | None) ->
         return min(memory_bytes, whole)
     recommended = info.get("max_recommended_working_set_size")
     if kind == "metal" and recommended:
-        return int(recommended)
+        return int(int(recommended) * SHARE_OF_WIRED)
     if kind == "cuda":
         return int(int(info.get("free_memory") or whole) * SHARE_OF_FREE_GPU)
     free = min(psutil.virtual_memory().available, container_limit())

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc.aio
+import mlx.core as mx
 
 from parallax.fabric.addresses import Address, host_port, listening_addresses
 from parallax.fabric.channels import listen, stop_listening
@@ -34,6 +35,7 @@ from parallax.node.facts import measure_facts
 from parallax.node.fetch import Line, Place
 from parallax.node.library import Library
 from parallax.node.links import measure
+from parallax.node.residency import keep_resident
 from parallax.node.reunion import Patience, meet_again
 from parallax.node.seats import Seats
 from parallax.node.shelf import Shelf
@@ -109,6 +111,7 @@ class NodeService:
                 kept=settings.state_dir / "measurements.json",
             )
         )
+        await self._compute.call(lambda: keep_resident(mx.device_info(), facts.budget_bytes))
         self._library = Library(
             settings.state_dir, self._limits, lambda: self._scheduler, settings.cache_bytes
         )
