@@ -71,7 +71,14 @@ async def accept(request: web.Request, began_s: float) -> Chat:
     tokenizer = await tokenizers.of(model)
     sampling = _sampling(chat, tokenizer)
     prompt = await tokenizers.prompt(tokenizer, messages)
-    if max(prompt, default=0) >= tokenizer.vocabulary:
+    if not prompt:  # a ring refuses it, and ends
+        raise InvalidRequest(
+            "The prompt is empty",
+            "The model's chat template makes no text of these messages",
+            "Send a message with text",
+            field="messages",
+        )
+    if max(prompt) >= tokenizer.vocabulary:
         raise InvalidRequest(
             "The prompt has a token that the model does not know",
             f"Its tokenizer goes beyond the {tokenizer.vocabulary} tokens of the model",

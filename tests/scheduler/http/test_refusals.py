@@ -280,6 +280,20 @@ async def test_messages_that_the_template_refuses_are_400(tmp_path, folder):
         assert "Roles must alternate" in answer["error"]["message"]
 
 
+async def test_a_prompt_without_a_token_is_400_and_reaches_no_ring(tmp_path, folder):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    cluster = Scripted(tmp_path, script=[72])
+    async with site(cluster) as here:
+        status, told = await here.chat("")
+        assert (status, told["error"]["param"]) == (400, "messages")
+        assert cluster.generations == []
+        assert (await here.chat("H"))[0] == 200
+
+
 async def test_a_model_without_a_tokenizer_is_told_so(tmp_path):
     async with site(Scripted(tmp_path)) as here:
         status, answer = await here.chat()
