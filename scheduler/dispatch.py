@@ -398,7 +398,8 @@ class Dispatcher:
                 self._fail(request, self._router.too_long(request.length))
         for request in list(self._requests.values()):
             if now > request.deadline:
-                self._fail(request, self._expired(request))
+                running = request.phase is Phase.RUNNING
+                self._fail(request, self._late() if running else self._expired(request))
         self._dispatch()
 
     def _expired(self, request: Request) -> ParallaxError:
@@ -421,6 +422,14 @@ class Dispatcher:
         if not self._router.fits_any(request.length):
             return self._router.too_long(request.length)
         return self._router.timeout()
+
+    def _late(self) -> ParallaxError:
+        """Of an answer that grows still, on a ring that serves."""
+        return RingLost(
+            "The answer took too long",
+            f"it was not complete after {self._limits.request_s:g} s",
+            "Ask for fewer tokens, or raise `limits.request_s`",
+        )
 
     def _why_lost(self, request: Request) -> str:
         """Why nobody could go on with a request that had news."""

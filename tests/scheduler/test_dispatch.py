@@ -321,6 +321,19 @@ async def test_an_answer_that_has_begun_waits_for_a_ring_until_its_own_deadline(
         await answer
 
 
+async def test_an_answer_that_grows_still_at_its_deadline_is_told_that_it_took_too_long(
+    dispatcher: Dispatcher,
+) -> None:
+    dispatcher.ring_up(1, "n", [], 1, 1.0)
+    answer = ask(dispatcher)
+    await until(lambda: dispatcher.running == 1)
+    dispatcher.head_report(token(1, 1, 0))
+    dispatcher._look(time.monotonic() + Limits().request_s + 1)
+    with pytest.raises(RingLost, match="took too long"):
+        await answer
+    assert [cancel.attempt for cancel in Link.made[0].cancelled] == [1]
+
+
 async def test_a_request_for_which_heads_had_no_room_is_told_that_rings_are_full(
     dispatcher: Dispatcher,
 ) -> None:
