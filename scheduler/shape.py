@@ -10,6 +10,7 @@ from parallax.scheduler.reconciler import Ring
 
 ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
 SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
+TOKEN_BYTES = 3  # of a message, at most, for ids below 2^21
 
 
 def shape_of(
@@ -38,6 +39,7 @@ def shape_of(
     drafts = speculation and all(report.trims for report in reports)
     blocks = all(report.blocks for report in reports)
     chunk_tokens = ACCELERATED_CHUNK_TOKENS if accelerated else limits.chunk_tokens
+    sendable = limits.message_bytes // TOKEN_BYTES  # to a head, in one message
     return wire.RingShape(
         lanes=lanes,
         lane_rows=limits.lane_rows if batches else 1,
@@ -45,7 +47,9 @@ def shape_of(
         window_frames=max(limits.window_frames, lanes + spare_lanes + stages + SLACK_FRAMES),
         window_bytes=limits.window_bytes,
         cache_bytes=cache_bytes,
-        context_tokens=min(context_tokens, tokens_that_fit(reports, cache_bytes, chunk_tokens)),
+        context_tokens=min(
+            context_tokens, sendable, tokens_that_fit(reports, cache_bytes, chunk_tokens)
+        ),
         orphan_s=limits.orphan_s,
         draft_tokens=limits.draft_tokens if drafts else 0,
         block_tokens=limits.block_tokens if blocks else 1,

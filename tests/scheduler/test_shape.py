@@ -1,9 +1,11 @@
-"""How long a request the caches of a ring take."""
+"""How long a request the caches of a ring take, and a message to its head."""
 
 from __future__ import annotations
 
+from parallax.fabric.channel_options import MESSAGE_SLACK_BYTES
+from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
-from parallax.scheduler.shape import tokens_that_fit
+from parallax.scheduler.shape import shape_of, tokens_that_fit
 
 
 def ready(**cost: int) -> wire.StageReady:
@@ -24,3 +26,11 @@ def test_a_window_holds_a_chunk_more_while_it_is_prefilled() -> None:
 
 def test_what_does_not_grow_takes_any_length() -> None:
     assert tokens_that_fit([ready(fixed_bytes=1000)], 10_000, 32) == 1 << 31
+
+
+def test_the_longest_request_fits_a_message_to_its_head() -> None:
+    limits = Limits()
+    shape = shape_of([ready(fixed_bytes=1)], [1 << 40], 10 << 20, accelerated=True, limits=limits)
+    submit = wire.Submit(prompt=[(1 << 21) - 1] * shape.context_tokens)
+    assert submit.ByteSize() < limits.message_bytes + MESSAGE_SLACK_BYTES // 2
+    assert shape.context_tokens > 1 << 20
