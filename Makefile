@@ -15,9 +15,9 @@ STALE := stale
 endif
 
 # What takes longest begins first: three minutes of soak, whose cluster may be as slow as it is.
-ALONE := tests/chaos/test_soak.py tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz \
-	tests/node tests/scheduler $(wildcard tests/test_*.py) tests/chaos/test_partitions.py \
-	tests/chaos/test_shortcomings.py tests/cli/test_run_and_join.py tests/deploy
+ALONE := tests/chaos/test_soak.py tests/chaos/test_partitions.py tests/chaos/test_shortcomings.py \
+	tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz tests/node \
+	tests/scheduler $(wildcard tests/test_*.py) tests/cli/test_run_and_join.py tests/deploy
 
 .PHONY: help run test check bench chaos soak fuzz proto clean stale
 
@@ -38,7 +38,7 @@ run: .venv/run-installed
 # Tests that start no cluster share the cores, with some that bear it; the others, which start one,
 # have the machine to themselves.
 test: .venv/dev-installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ALONE)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ALONE)
 	$(BIN)/python -m pytest $(ALONE:%=--ignore=%)
 
 check: .venv/dev-installed

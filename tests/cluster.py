@@ -91,6 +91,12 @@ class Process:
             self.child.stdout.close()
         return self.child.returncode
 
+    def ended(self, timeout_s: float = READY_S) -> int:
+        """Its exit status, once it has ended by itself and all it printed has been read."""
+        status = self.child.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return status
+
     def kill(self) -> None:
         """Ends it at once, as a pulled plug does."""
         self.child.kill()
@@ -151,6 +157,10 @@ class Cluster:
         named = [n for n in self.nodes if name in map(str, n.child.args)]  # type: ignore[arg-type]
         return named[-1]
 
+    def holder(self, stage: int) -> Process:
+        """The process of the node that has this stage of the first ring."""
+        return self.process(self.status()["rings"][0]["stages"][stage]["name"])
+
     def start_scheduler_again(self) -> None:
         """With the same state and ports, once the one before has ended."""
         self.scheduler.stop()
@@ -179,6 +189,26 @@ class Cluster:
         """One chat completion, not streamed."""
         body = {"messages": [{"role": "user", "content": prompt}], **fields}
         return self.post("/v1/chat/completions", body)
+
+    def stream(self, prompt: str, seen: Callable[[], object], **fields: Any) -> str:
+        """The text of one streamed answer; ``seen`` is called whenever more of it is there."""
+        body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
+        request = urllib.request.Request(
+            self.url + "/v1/chat/completions",
+            data=json.dumps(body).encode(),
+            headers=self.headers | {"Content-Type": "application/json"},
+        )
+        text = ""
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            for line in answer:
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                if more := event["choices"][0]["delta"].get("content"):
+                    text += more
+                    seen()
+        return text
 
     def answers_in_full(self, prompt: str, tokens: int) -> bool:
         """Whether an answer has so many tokens; what would end it sooner does not count."""

@@ -16,19 +16,30 @@ from tests.cli.processes import COMMAND, environment, parallax
 HEAVY = {"grpc", "mlx", "aiohttp", "pydantic", "zeroconf", "cryptography", "psutil", "mlx_lm"}
 
 
+# The least that a command written with Typer does.
+PLAIN = "import typer; app = typer.Typer(); app.command()(lambda: None); app(prog_name='plain')"
+
+
+def help_s(home: Path, *command: str) -> float:
+    """How long a command takes to explain itself."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [*command, "--help"],
+        env=environment(home),
+        cwd=home,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - begin
+
+
 def test_help_comes_within_300_ms(tmp_path: Path) -> None:
-    times = []
-    for _ in range(6):
-        begin = time.perf_counter()
-        subprocess.run(
-            [*COMMAND, "--help"],
-            env=environment(tmp_path),
-            cwd=tmp_path,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.3, times  # the others waited for this machine's other work
+    plain, ours = [], []
+    for _ in range(6):  # a machine's other work only adds
+        plain.append(help_s(tmp_path, sys.executable, "-c", PLAIN))
+        ours.append(help_s(tmp_path, *COMMAND))
+    slow = min(plain) / 0.15  # what this machine takes longer than one for which 300 ms are meant
+    assert min(ours) < 0.3 * max(1.0, slow), (ours, plain)
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import grpc.aio
@@ -26,7 +26,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.proto import wire_pb2_grpc as rpc
 from tests.trust import everyone, member, peer
 
-LIMITS = Limits(connect_s=1.0)
+LIMITS = Limits(connect_s=10.0)
 LOOPBACK = Address("127.0.0.1", "lo", Kind.LOOPBACK)
 LOOPBACK_6 = Address("::1", "lo", Kind.LOOPBACK)
 
@@ -88,14 +88,16 @@ def at(port: int, host: str = "127.0.0.1", kind: str = "loopback") -> wire.Endpo
     return wire.Endpoint(host=host, port=port, kind=kind)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def refusing() -> Iterator[int]:
+    """A port where connections are refused, and that nobody else gets meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 @contextlib.contextmanager
-def deaf() -> contextlib.AbstractContextManager[int]:
+def deaf() -> Iterator[int]:
     """A port that takes connections and never says a word."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -178,10 +180,10 @@ async def test_the_better_kind_is_preferred() -> None:
 
 
 async def test_dead_and_deaf_endpoints_do_not_hold_up_a_living_one() -> None:
-    with deaf() as silent:
+    with deaf() as silent, refusing() as dead:
         async with listener() as port:
             endpoints = [
-                at(free_port(), kind="thunderbolt"),
+                at(dead, kind="thunderbolt"),
                 at(silent, kind="ethernet"),
                 at(port, kind="wifi"),
             ]
@@ -203,28 +205,27 @@ async def test_somebody_else_at_the_address_is_passed_over() -> None:
 
 async def test_only_somebody_else_is_a_peer_mismatch() -> None:
     async with listener("mallory") as port:
-        with pytest.raises(PeerMismatch) as caught:
-            await reach([at(port), at(free_port())])
+        with refusing() as dead, pytest.raises(PeerMismatch) as caught:
+            await reach([at(port), at(dead)])
     assert caught.value.fields == {"expected": peer("alice"), "found": peer("mallory")}
 
 
 async def test_nobody_there_is_noticed_at_once() -> None:
     begin = time.monotonic()
-    with pytest.raises(LinkBroken, match="(?i)connection refused"):
-        await reach([at(free_port())], limits=Limits(connect_s=60))
+    with refusing() as dead, pytest.raises(LinkBroken, match="(?i)connection refused"):
+        await reach([at(dead)], limits=Limits(connect_s=60))
     assert time.monotonic() - begin < 30
 
 
 async def test_a_deaf_port_costs_no_more_than_the_limit() -> None:
-    begin = time.monotonic()
+    begin, limits = time.monotonic(), Limits(connect_s=1.0)
     with deaf() as silent, pytest.raises(LinkBroken):
-        await reach([at(silent)])
-    assert LIMITS.connect_s * 0.9 < time.monotonic() - begin < LIMITS.connect_s + 20
+        await reach([at(silent)], limits=limits)
+    assert limits.connect_s * 0.9 < time.monotonic() - begin < limits.connect_s + 20
 
 
 async def test_a_scheduler_that_is_not_there_is_an_error_with_its_address() -> None:
-    port = free_port()
-    with pytest.raises(SchedulerUnreachable, match="parallax run") as caught:
+    with refusing() as port, pytest.raises(SchedulerUnreachable, match="parallax run") as caught:
         await reach([at(port)], scheduler=True)
     assert caught.value.fields == {"address": f"127.0.0.1:{port}"}
 
@@ -301,11 +302,12 @@ async def test_a_program_that_is_no_grpc_server_is_an_error() -> None:
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{free_port()}")
-    async with listener() as port:
-        channel, endpoint = await reach([at(port)])
-        await channel.close()
+    with refusing() as dead:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{dead}")
+        monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{dead}")
+        async with listener() as port:
+            channel, endpoint = await reach([at(port)])
+            await channel.close()
     assert endpoint == at(port)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import Cluster, boot
+from tests.cluster import boot
 from tests.models import make_model
 from tests.reference import Reference
 from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
@@ -22,26 +20,6 @@ MOVE_S = 120.0
 
 def stages(status: dict[str, Any]) -> list[int]:
     return [len(ring["stages"]) for ring in status["rings"] if ring["status"] == "ready"]
-
-
-def stream(cluster: Cluster, prompt: str, seen: Callable[[], None], **fields: Any) -> str:
-    """A streamed answer's text; ``seen`` is called with every event."""
-    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
-    request = urllib.request.Request(
-        cluster.url + "/v1/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    text = ""
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        for line in answer:
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                continue
-            event = json.loads(line[6:])
-            assert "error" not in event, event
-            text += event["choices"][0]["delta"].get("content") or ""
-            seen()
-    return text
 
 
 def repeatedly(ask: Callable[[], str], over: threading.Event) -> list[str]:
@@ -75,7 +53,7 @@ def test_a_third_node_joins_under_load_and_every_stream_goes_on_as_if_nothing_ha
 
             prompt, fields = asked[number]
             body = {"max_tokens": tokens, "ignore_eos": True, **fields}
-            return stream(cluster, prompt, seen, **body)
+            return cluster.stream(prompt, seen, **body)
 
         answers = [pool.submit(repeatedly, partial(ask, n), over) for n in range(len(asked))]
         try:
@@ -115,7 +93,7 @@ def test_a_ring_that_cannot_be_held_twice_pauses_and_goes_on(tmp_path: Path) -> 
             count += 1
 
         body = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
-        ask = partial(stream, cluster, "Hi", seen, **body)
+        ask = partial(cluster.stream, "Hi", seen, **body)
         answers = [pool.submit(repeatedly, ask, over) for _ in range(2)]
         try:
             cluster.wait(lambda _: count > 2)

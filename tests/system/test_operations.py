@@ -18,7 +18,7 @@ from typing import Any
 from tests.cluster import Cluster, boot
 from tests.reference import Reference
 from tests.system.test_answers import PROMPTS, SAMPLED, sampling_of
-from tests.system.test_moving import repeatedly, stages, stream
+from tests.system.test_moving import repeatedly, stages
 
 PATH, JSON = "/v1/chat/completions", {"Content-Type": "application/json"}
 TOKENS = 120
@@ -74,7 +74,7 @@ def test_nodes_are_drained_taken_back_and_removed_and_no_answer_shows_it(
 
             prompt, fields = KINDS[number % len(KINDS)]
             body = {"max_tokens": TOKENS, "ignore_eos": True, **fields}
-            return stream(cluster, prompt, seen, **body)
+            return cluster.stream(prompt, seen, **body)
 
         answers = [pool.submit(repeatedly, partial(ask, n), over) for n in range(CLIENTS)]
         try:
@@ -94,10 +94,10 @@ def test_nodes_are_drained_taken_back_and_removed_and_no_answer_shows_it(
             assert set(answer.result(timeout=300)) == {expected[number % len(KINDS)]}
         assert cluster.status()["problem"] is None
         removed = cluster.process(middle)
-        removed.child.wait(30)
+        removed.ended()
         assert "removed" in removed.output
         again = cluster.join(middle)
-        assert again.child.wait(60) != 0
+        assert again.ended() != 0
         assert "removed" in again.output
         left = [n for n in cluster.status()["node_list"] if n["state"] == "ready"]
         drained = command(cluster, "drain", left[0]["node_id"])

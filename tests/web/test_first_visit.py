@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.cluster import boot
+from tests.web.test_chat import add_fields
 
 BUILTIN_MODEL = Path(__file__).parents[2] / "demo" / "model"
 pytestmark = pytest.mark.browser
@@ -63,6 +64,7 @@ def test_a_person_chooses_a_model_watches_nodes_join_and_chats(page: Page, model
             row = page.locator(".node", has_text=stage["name"])
             expect(row.locator(".doing")).to_contain_text(numbers)
 
+        add_fields(page, max_tokens=40, ignore_eos=True)  # a random model may end at once
         page.get_by_label("Your message").fill("Hello")
         page.keyboard.press("Enter")
         facts = page.locator(".answer .facts")
@@ -91,6 +93,7 @@ def test_a_running_cluster_is_switched_to_the_built_in_model(page: Page, model: 
         expect(page.locator("#model-name")).to_have_text("builtin")
         expect(page.locator("#state")).to_have_text("Ready", timeout=120_000)
 
+        add_fields(page, temperature=0)
         page.get_by_role("button", name="What is Parallax?").click()
         expect(page.locator("p.question")).to_contain_text("What is Parallax?")
         expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=120_000)
