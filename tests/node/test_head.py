@@ -85,15 +85,20 @@ async def test_the_first_step_may_take_longer_because_shaders_compile() -> None:
 
 async def test_a_slow_ring_that_still_answers_is_left_alone() -> None:
     head, stage = start()
+    reports = head.serve(orders(submit(5)))
+    await anext(reports)
+    await until(lambda: any(f.kind == wire.DECODE for f in stage.frames))
     returned = 0
     begin = asyncio.get_running_loop().time()
     while asyncio.get_running_loop().time() - begin < 4 * 2 * LIMITS.stuck_s:
         await asyncio.sleep(LIMITS.stuck_s)
         for frame in stage.frames[returned:]:
             returned += 1
-            head.returned(wire.Frame(number=frame.number))
+            head.returned(wire.Frame(number=frame.number, tokens=[7] * frame.rows))
     assert stage.error is None
     assert returned > 3
+    assert head._conductor.stepped, "it would be waited for longer"
+    await reports.aclose()
     await head.stop()
 
 

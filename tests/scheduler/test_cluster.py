@@ -103,27 +103,27 @@ async def test_a_node_whose_files_are_broken_is_left_out(cluster: ClusterService
 async def test_a_node_that_could_not_load_tries_again_after_a_while(
     model: Path, tmp_path: Path
 ) -> None:
-    async with running(tmp_path, reload_s=1.0) as cluster:
+    async with running(tmp_path, reload_s=20.0, silence_s=100.0) as cluster:
         await cluster.choose(str(model), 2, True)
         Node(cluster, "a").attend()
         b = Node(cluster, "b").attend()
         b.fail(ModelBroken("cut short"))
-        cluster._tick(time.monotonic() + 0.5)
+        cluster._tick(time.monotonic() + 5)
         assert cluster.reconciler.busy_nodes() == {"a"}
         assert cluster.status()["problem"] is not None
-        cluster._tick(time.monotonic() + 1.5)
+        cluster._tick(time.monotonic() + 25)
         assert cluster.reconciler.busy_nodes() == {"a", "b"}
         assert cluster.status()["problem"] is None, "nobody knows that it still cannot"
         assert len(b.orders("load")) == 2
         b.fail(ModelTooBig("no room"))
-        cluster._tick(time.monotonic() + 2.5)
+        cluster._tick(time.monotonic() + 50)
         assert len(b.orders("load")) == 2, "memory does not come by waiting"
 
 
 async def test_that_the_model_does_not_fit_is_no_problem_any_more_once_another_node_is_there(
     model: Path, tmp_path: Path
 ) -> None:
-    async with running(tmp_path, reload_s=1.0) as cluster:
+    async with running(tmp_path, reload_s=20.0, silence_s=100.0) as cluster:
         await cluster.choose(str(model), 2, True)
         _, b = share(cluster, "a"), share(cluster, "b")
         b.fail(ModelBroken("cut short"))
@@ -131,7 +131,7 @@ async def test_that_the_model_does_not_fit_is_no_problem_any_more_once_another_n
         share(cluster, "c")
         assert cluster.reconciler.busy_nodes() == {"a", "c"}
         assert str(cluster.status()["problem"]).startswith("b could not load")
-        cluster._tick(time.monotonic() + 1.5)
+        cluster._tick(time.monotonic() + 25)
         assert cluster.status()["problem"] is None
 
 
@@ -236,8 +236,8 @@ async def test_a_ring_of_which_a_node_says_nothing_forms_anew(
         await cluster.choose(str(model), 1, True)
         a = Node(cluster, "a").attend()
         a.load_all()
-        await until(lambda: len(a.orders("form")) == 2)
-        first, second = a.orders("form")
+        await until(lambda: len(a.orders("form")) >= 2)
+        first, second, *_ = a.orders("form")
         assert a.orders("leave")[0].epoch == first.epoch < second.epoch
 
 
