@@ -36,9 +36,9 @@ run: .venv/run-installed
 	$(BIN)/parallax demo
 
 # Tests that start no cluster share the cores, with some that bear it; the others, which start one,
-# have the machine to themselves.
+# have the machine to themselves. A file's tests stay together, for what is shared among them.
 test: .venv/dev-installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ALONE)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ALONE)
 	$(BIN)/python -m pytest $(ALONE:%=--ignore=%)
 
 check: .venv/dev-installed
