@@ -17,7 +17,8 @@ endif
 # What takes longest begins first: three minutes of soak, whose cluster may be as slow as it is.
 ALONE := tests/chaos/test_soak.py tests/chaos/test_partitions.py tests/chaos/test_shortcomings.py \
 	tests/benchmarks tests/chaos/test_checker.py tests/demo tests/fabric tests/fuzz tests/node \
-	tests/scheduler $(wildcard tests/test_*.py) tests/cli/test_run_and_join.py tests/deploy
+	tests/scheduler $(wildcard tests/test_*.py) tests/network tests/deploy \
+	$(filter-out tests/cli/test_demo.py,$(wildcard tests/cli/test_*.py))
 
 .PHONY: help run test check bench chaos soak fuzz proto clean stale
 

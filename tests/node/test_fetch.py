@@ -80,7 +80,23 @@ async def test_several_members_deliver_at_once(make: Make) -> None:
         assert sum(share > 0 for share in shares) > 1, shares  # the scheduler may come too late
 
 
-async def test_a_node_gives_on_what_it_fetched_and_nothing_else(make: Make) -> None:
+def hold_back(monkeypatch: pytest.MonkeyPatch, folder: Path, other: Path) -> None:
+    """Nothing of one folder is given out before something of the other one is."""
+    begun, read = threading.Event(), weights_service.read_bytes
+
+    def reading(file: Path, begin: int, end: int) -> bytes:
+        if file.is_relative_to(other):
+            begun.set()
+        elif file.is_relative_to(folder):
+            assert begun.wait(60)
+        return read(file, begin, end)
+
+    monkeypatch.setattr(weights_service, "read_bytes", reading)
+
+
+async def test_a_node_gives_on_what_it_fetched_and_nothing_else(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make() as room:
         first = await room.parts()
         await room.fetch(first, tensors(0, 4)).run()
@@ -88,6 +104,7 @@ async def test_a_node_gives_on_what_it_fetched_and_nothing_else(make: Make) -> N
         room.shelved = Shelved(room.model.path.parent / "other" / "fetched")
         parts = await room.parts()
         before = room.scheduler.sent
+        hold_back(monkeypatch, room.model.path, first.path)
         fetch = room.fetch(parts, tensors(2, 6), peer)
         await fetch.run()
         assert room.same(tensors(2, 6))
@@ -163,12 +180,13 @@ async def test_what_a_stopped_fetch_left_is_not_fetched_again(make: Make) -> Non
 
 
 async def test_wrong_bytes_are_noticed_and_whoever_gave_them_out_is_not_asked_again(
-    make: Make, tmp_path: Path
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with make() as room:
         bad = spoiled(room.model.path, tmp_path / "bad")
         liar = await room.peer("liar", room.whole(bad))
         parts = await room.parts()
+        hold_back(monkeypatch, room.model.path, bad)
         await room.fetch(parts, tensors(0, LAYERS), liar).run()
         assert room.same(tensors(0, LAYERS))
         asked = fetching.IN_FLIGHT * fetching.PARCEL_BYTES
