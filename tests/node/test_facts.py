@@ -17,9 +17,10 @@ def test_a_machine_is_measured_within_half_a_second() -> None:
     mx.eval(mx.ones((4,)) + 1)  # MLX's own start is not ours to answer for
     times = []
     for _ in range(3):  # other work on this machine only adds
-        begin = time.process_time()
+        begin, begin_cpu = time.monotonic(), time.process_time()
         found = facts.measure_facts("id", name="studio", memory_bytes=None)
-        times.append(time.process_time() - begin)
+        # The clock of a busy machine runs on meanwhile, and that of many cores is fast.
+        times.append(min(time.monotonic() - begin, time.process_time() - begin_cpu))
     assert min(times) < 0.5, times
     assert found.node_id == "id"
     assert found.name == "studio"
