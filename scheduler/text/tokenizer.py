@@ -29,6 +29,8 @@ _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
 _INLINE_TEXT = 16_000  # of the chat with all that its template adds
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
 MOST_END_TOKENS = 256
+# Of the processor's time, in the thread that does it: what else the machine does is not held
+# against a tokenizer.
 SLOW_S = 0.02  # what takes this long for a short chat is done in threads from then on
 SLOW_CHARACTER_S = 20e-6  # for each character of a text: some ten times what any known one takes
 SLOW_PROBE_S = 0.004  # for some hundred characters; known tokenizers take a twentieth of it
@@ -89,7 +91,7 @@ class ChatTokenizer:
         for character in _PROBED:
             text = _PROBE * character + ("b" if character == "a" else "a")
             took_s = self._seconds(text)
-            for _ in range(2):  # for the machine may have been busy
+            for _ in range(2):  # for what shares the core with it may have slowed it
                 if SLOW_PROBE_S < took_s < 10 * ABSURD_PROBE_S:
                     took_s = min(took_s, self._seconds(text))
             if took_s > ABSURD_PROBE_S:
@@ -98,10 +100,10 @@ class ChatTokenizer:
                 self._owed = self._after_slow = _MOST_PROOF
 
     def _seconds(self, text: str) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         with contextlib.suppress(InvalidRequest):
             self.encode(text)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     def detokenizer(self) -> Detokenizer:
         """A detokeniser for one answer."""
@@ -240,14 +242,14 @@ class Tokenizers:
         loop = asyncio.get_running_loop()
         if not tokenizer.quick or _characters(messages) > _INLINE_CHARACTERS:
             return await loop.run_in_executor(self._of(tokenizer), _timed, tokenizer, messages)
-        began = time.perf_counter()
+        began = time.thread_time()
         text = ""
         try:
             text = tokenizer.render(messages)
             if len(text) <= _INLINE_TEXT:
                 return tokenizer.encode(text)
         finally:
-            tokenizer.proved(time.perf_counter() - began, len(text))
+            tokenizer.proved(time.thread_time() - began, len(text))
         return await loop.run_in_executor(self._of(tokenizer), tokenizer.encode, text)
 
     def close(self) -> None:
@@ -264,13 +266,13 @@ class Tokenizers:
 
 
 def _timed(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, ...]:
-    began = time.perf_counter()
+    began = time.thread_time()
     text = ""
     try:
         text = tokenizer.render(messages)
         return tokenizer.encode(text)
     finally:
-        tokenizer.proved(time.perf_counter() - began, len(text))
+        tokenizer.proved(time.thread_time() - began, len(text))
 
 
 def _characters(messages: Sequence[Message]) -> int:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -267,6 +268,23 @@ def watch(monkeypatch: pytest.MonkeyPatch, tokenizer: ChatTokenizer, method: str
     return here
 
 
+async def test_what_else_a_machine_does_is_not_held_against_a_tokenizer(tmp_path, monkeypatch):
+    inner = ChatTokenizer.encode
+
+    def held_up(self: ChatTokenizer, text: str) -> tuple[int, ...]:
+        time.sleep(0.2)  # as by others who want the processor
+        return inner(self, text)
+
+    monkeypatch.setattr("parallax.scheduler.text.tokenizer._PROBED", "ab")
+    monkeypatch.setattr(ChatTokenizer, "encode", held_up)
+    tokenizer, tokenizers = ChatTokenizer(make(tmp_path)), Tokenizers()
+    here = watch(monkeypatch, tokenizer, "render")
+    for _ in range(3):
+        assert await tokenizers.prompt(tokenizer, USER)
+    tokenizers.close()
+    assert here == [False, False, True]
+
+
 async def test_a_chat_is_done_in_the_loop_only_after_others_were_quick(tmp_path, monkeypatch):
     tokenizer, tokenizers = ChatTokenizer(make(tmp_path)), Tokenizers()
     here = watch(monkeypatch, tokenizer, "render")
@@ -293,7 +311,7 @@ def make_backtracking(folder: Path, most: int) -> Path:
 
 
 async def test_a_tokenizer_whose_pattern_backtracks_never_holds_the_loop(tmp_path, monkeypatch):
-    tokenizer, tokenizers = ChatTokenizer(make_backtracking(tmp_path, 14)), Tokenizers()
+    tokenizer, tokenizers = ChatTokenizer(make_backtracking(tmp_path, 13)), Tokenizers()
     here = watch(monkeypatch, tokenizer, "encode")
     for _ in range(4):
         assert await tokenizers.prompt(tokenizer, USER)
@@ -307,8 +325,8 @@ def test_a_tokenizer_that_takes_absurdly_long_for_a_line_is_broken(tmp_path):
 
 
 async def test_texts_that_take_long_hold_up_no_other_model(tmp_path):
-    slow, tokenizers = ChatTokenizer(make_backtracking(tmp_path / "slow", 14)), Tokenizers()
-    long = [{"role": "user", "content": "q" * 3000 + "a"}]
+    slow, tokenizers = ChatTokenizer(make_backtracking(tmp_path / "slow", 13)), Tokenizers()
+    long = [{"role": "user", "content": "q" * 6000 + "a"}]
     held = [asyncio.create_task(tokenizers.prompt(slow, long)) for _ in range(2)]
     await asyncio.sleep(0)  # both are handed to threads
     served = ServedModel("tiny", make(tmp_path / "quick"), 4096, 0)
