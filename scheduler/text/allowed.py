@@ -21,6 +21,9 @@ SHALLOW = _words(
     " selectattr"
 )
 
+# Those of them that look at no more than one element, however many there are.
+PEEKING = _words("count d default first last length safe")
+
 # Filters that make a text of whatever they are given.
 TEXTUAL = _words("capitalize indent lower replace string title trim upper wordcount")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-from parallax.scheduler.text.allowed import ATTRIBUTES, ITERATING, SHALLOW, TEXTUAL
+from parallax.scheduler.text.allowed import ATTRIBUTES, ITERATING, PEEKING, SHALLOW, TEXTUAL
 from parallax.scheduler.text.budget import MOST_INTEGER_BITS, Budget, TooMuch
 
 MOST_WIDTH = 64  # of an indentation
@@ -113,7 +113,11 @@ def pay_for_method(
 ) -> None:
     """``owner.name(*args, **kwargs)`` of a text, a list, a tuple or a dictionary."""
     if not isinstance(owner, str):
-        budget.look(owner, deep=name in ("count", "index"))
+        if name in ("count", "index"):
+            budget.look(owner, deep=True)
+            budget.written_out(args[0] if args else None)  # "… is not in list"
+        elif name == "copy":
+            budget.glance(owner)
         return
     budget.spend(1, len(owner))
     if name in _GROWING and not owner.isascii():
@@ -188,6 +192,9 @@ def pay_for_filter(
     Raises:
         ValueError: a width, a precision or a name beyond what people write.
     """
+    if name in PEEKING:
+        budget.spend()
+        return
     deep = name not in SHALLOW
     for given in args:
         budget.look(given, deep=deep)
@@ -196,8 +203,11 @@ def pay_for_filter(
     if name in TEXTUAL:
         size = budget.shown(value)
     else:
-        budget.look(value, deep=deep)
         size = len(value) if isinstance(value, str) else 0
+        if deep:
+            budget.look(value, deep=True)
+        else:
+            budget.glance(value)
     if size and name in ITERATING:
         budget.spend(size)
     place = ATTRIBUTES.get(name)

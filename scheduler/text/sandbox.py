@@ -20,13 +20,13 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, Macro, Undefined
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from parallax.scheduler.text.allowed import COMPARING, FILTERS, METHODS, STATEMENTS
-from parallax.scheduler.text.budget import BUDGET, Budget, TooMuch
+from parallax.scheduler.text.allowed import COMPARING, FILTERS, METHODS, PEEKING, STATEMENTS
+from parallax.scheduler.text.budget import BUDGET, ONCE, Budget, TooMuch
 from parallax.scheduler.text.prices import (
     pay_for_filter,
     pay_for_format,
@@ -38,6 +38,7 @@ from parallax.scheduler.text.prices import (
 )
 
 CALL_STEPS = 4  # a call takes about as long as so many turns of a loop
+NODES_EACH_STEP = 32  # of a loop's body or a macro's: names, conditions and constants cost little
 MOST_NODES = 8_000  # of a parsed template; one of 17,000 characters has some 1,500
 MOST_NESTED = 40_000  # the same, each counted once more for every loop and branch around it
 
@@ -70,16 +71,17 @@ class _Counting(NodeTransformer):
     """Puts the counting filters around whatever may be repeated or may grow."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
+        turn, test = _tick_for(node.body), _tick_for([] if node.test is None else [node.test])
         self.generic_visit(node)
-        tick = _filter(nodes.Const(None), "parallax_tick")
-        node.body.insert(0, nodes.ExprStmt(tick))
+        node.body.insert(0, nodes.ExprStmt(turn))
         if node.test is not None:
-            node.test = nodes.And(_filter(nodes.Const(None), "parallax_tick"), node.test)
+            node.test = nodes.And(test, node.test)
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        turn = _tick_for(node.body)
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_filter(nodes.Const(None), "parallax_tick")))
+        node.body.insert(0, nodes.ExprStmt(turn))
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
@@ -111,14 +113,22 @@ class _Counting(NodeTransformer):
         loads = getattr(node, "ctx", "load") == "load"
         return _filter(node, "parallax_look") if loads else node
 
-    visit_List = visit_Tuple = visit_Dict = _made
+    visit_List = visit_Tuple = _made
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        for pair in node.items:
+            pair.key = self._hashed(pair.key)
+        return self._made(node)
+
+    @staticmethod
+    def _hashed(node: nodes.Expr) -> nodes.Expr:
+        return node if isinstance(node, nodes.Const) else _filter(node, "parallax_hashed")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             return _filter(node, "parallax_look")
-        if not isinstance(node.arg, nodes.Const):
-            node.arg = _filter(node.arg, "parallax_look")  # it is hashed, all of it
+        node.arg = self._hashed(node.arg)
         return node
 
     def _given(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Node:
@@ -154,6 +164,16 @@ def _check_size(tree: nodes.Template) -> None:
         waiting += [(child, depth) for child in node.iter_child_nodes()]
 
 
+def _tick_for(parts: Iterable[nodes.Node]) -> nodes.Filter:
+    """What one turn through these parts costs, beside what is counted in it."""
+    waiting, count = list(parts), 0
+    while waiting:
+        node = waiting.pop()
+        count += 3 if isinstance(node, (nodes.Getattr, nodes.Getitem)) else 1
+        waiting += node.iter_child_nodes()
+    return _filter(nodes.Const(1 + count // NODES_EACH_STEP), "parallax_tick")
+
+
 def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
 
@@ -169,7 +189,7 @@ class _PlainNamespace(Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
-        BUDGET.get().look(value, deep=False)
+        BUDGET.get().spend()
         Namespace.__setitem__(self, name, value)
 
     def __repr__(self) -> str:
@@ -209,6 +229,7 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
             "parallax_shown": _shown,
             "parallax_sought": _sought,
             "parallax_unpacked": _unpacked,
+            "parallax_hashed": _hashed,
             "parallax_look": _look,
             "parallax_written": _written,
             "parallax_concat": _concat,
@@ -247,7 +268,7 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
             raise TypeError("- is for numbers")
         result = self.binop_table[operator](left, right)
         if type(result) is not str:
-            BUDGET.get().look(result, deep=False)
+            BUDGET.get().glance(result)
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -277,24 +298,23 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
         budget = BUDGET.get()
         budget.spend(CALL_STEPS)
         # A macro pays for itself what it does with them; what Python does is paid here.
-        deep = not isinstance(__obj, (Macro, type))
-        for value in args:
-            budget.look(value, deep=deep)
-        for value in kwargs.values():
-            budget.look(value, deep=deep)
+        if not isinstance(__obj, (Macro, LoopContext, type)):
+            args = tuple(_rows(value, budget) for value in args)
+            for value in (*args, *kwargs.values()):
+                budget.look(value, deep=True)
         if isinstance(__obj, (types.BuiltinMethodType, types.MethodWrapperType)):
             owner = __obj.__self__
             if __obj.__name__ not in METHODS.get(type(owner), ()):
                 raise SecurityError(f"{__obj.__name__} is not for chat templates")
             pay_for_method(budget, owner, __obj.__name__, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
-        budget.look(result, deep=isinstance(result, str))
+        budget.glance(result)
         return result
 
 
 @pass_context
-def _tick(_context: Context, _value: object) -> bool:
-    BUDGET.get().spend()
+def _tick(_context: Context, steps: int) -> bool:
+    BUDGET.get().spend(steps)
     return True
 
 
@@ -313,6 +333,7 @@ def _shown(_context: Context, value: Any) -> Any:
 @pass_context
 def _sought(_context: Context, value: Any) -> Any:
     """What something is sought in: a dictionary is not gone through for it."""
+    value = _rows(value, BUDGET.get())
     if isinstance(value, str):
         BUDGET.get().spend(1, 4 * len(value))
     elif isinstance(value, dict):
@@ -324,14 +345,22 @@ def _sought(_context: Context, value: Any) -> Any:
 
 @pass_context
 def _unpacked(_context: Context, value: Any) -> Any:
+    value = _rows(value, BUDGET.get())
     if not isinstance(value, (list, tuple, dict)):
         raise SecurityError("arguments are unpacked of lists and dictionaries alone")
     return value
 
 
 @pass_context
-def _look(_context: Context, value: Any) -> Any:
+def _hashed(_context: Context, value: Any) -> Any:
+    """A key, of which all is hashed."""
     BUDGET.get().look(value, deep=isinstance(value, str))
+    return value
+
+
+@pass_context
+def _look(_context: Context, value: Any) -> Any:
+    BUDGET.get().glance(value)
     return value
 
 
@@ -356,7 +385,12 @@ def _counted_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
-        if isinstance(value, Iterable) and not isinstance(value, (str, dict, list, tuple)):
+        # What is undefined could be gone through, too, but is not a list for that.
+        if (
+            isinstance(value, Iterable)
+            and not isinstance(value, _KEPT)
+            and name not in _GIVING_BACK
+        ):
             value = list(_paid(value, budget))
         pay_for_filter(budget, name, value, args, kwargs)
         first = {
@@ -365,12 +399,22 @@ def _counted_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             "environment": (context.environment,),
         }.get(str(kind), ())
         result = call(*first, value, *args, **kwargs)
-        if isinstance(result, Iterator):
-            result = list(_paid(result, budget))
-        budget.look(result, deep=isinstance(result, str))
+        if isinstance(result, Iterator) and name not in PEEKING:
+            return iter(
+                list(_paid(result, budget))
+            )  # templates ask whether it is true, or has length
+        budget.glance(result)
         return result
 
     return counted
+
+
+_KEPT = (str, dict, list, tuple, Undefined)
+_GIVING_BACK = frozenset(("d", "default", "first", "safe"))
+
+
+def _rows(value: Any, budget: Budget) -> Any:
+    return list(_paid(value, budget)) if isinstance(value, ONCE) else value
 
 
 def _paid(items: Iterable[Any], budget: Budget) -> Iterator[Any]:

@@ -11,8 +11,10 @@ from parallax.scheduler.text.budget import Budget
 from parallax.scheduler.text.sandbox import CountedEnvironment, render
 
 MOST_SOURCE = 1 << 16  # characters of a template; the longest known has some 20,000
-STEPS = 200_000  # about a tenth of a second; a chat of ten messages takes some hundreds
-STEPS_EACH = 400  # more for each message
+STEPS = 200_000  # about a quarter of a second; a chat of ten messages takes some hundreds
+STEPS_EACH = 1000  # more for each message; most templates take some tens, some look back at all
+STEPS_EACH_CHARACTER = 4  # some templates go through texts as if they were lists of parts
+MOST_STEPS = 2_000_000  # some seconds
 CHARACTERS = 64 << 20
 CHARACTERS_EACH = 64  # more for each of the chat's
 MOST_CHARACTERS = 128 << 20  # however long the chat
@@ -60,7 +62,8 @@ class ChatTemplate:
         chat = [_with_reasoning(dict(message)) for message in messages]
         characters = sum(len(str(value)) for message in chat for value in message.values())
         allowed = min(CHARACTERS + CHARACTERS_EACH * characters, MOST_CHARACTERS)
-        budget = Budget(STEPS + STEPS_EACH * len(chat), allowed)
+        steps = STEPS + STEPS_EACH * len(chat) + STEPS_EACH_CHARACTER * characters
+        budget = Budget(min(steps, MOST_STEPS), allowed)
         most = MADE + MADE_EACH * characters + MADE_EACH_MESSAGE * len(chat)
         given = {
             **values,

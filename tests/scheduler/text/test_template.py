@@ -41,6 +41,15 @@ HONEST = {
     "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
     "{{ messages | tojson(indent=2) }}{{ messages | rejectattr('name', 'defined') | list | count }}"
     "{{ 'a\\nb' | indent(4) }}{{ 'aXb' | replace('X', '--') }}{{ none | default('d', true) }}",
+    "defaults": "{% set think = think | default(true) %}{{ think }}{{ tag | default('x') ~ tag }}"
+    "{{ tag | d(none) is none }}{{ tag | upper }}{{ tag is iterable }}{{ tag | list }}"
+    "{% if (messages[0].n | default(true)) == true and not tag | length %}yes{% endif %}",
+    "once": "{% set u = messages | selectattr('role', 'equalto', 'user') %}{{ u is sequence }}"
+    "{% for m in u %}{{ m.content }}{{ loop.last }}{% endfor %}{% for m in u %}?{% endfor %}"
+    "{% if messages | selectattr('role', 'equalto', 'nobody') %}true{% endif %}"
+    "{% set roles = messages | map(attribute='role') | list %}{{ roles == ['user'] }}"
+    "{{ ', '.join(messages | map(attribute='role')) }}{{ 'user' in roles | reject('eq', 'tool') }}"
+    "{{ messages | rejectattr('role', 'in', ['user', 'tool']) | map(attribute='role') | first }}",
     "strings": "{% for m in messages if m.content %}"
     "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
     "{{ m.content.startswith('<') }}{{ m.content.replace('\n', ' ').upper() }}"
@@ -151,6 +160,17 @@ HOSTILE = {
     "{% set y = [loop] | join(attribute='previtem') %}{% endfor %}",
     "reversing": LARGE + "{% for i in range(100) %}{% set y = x | reverse %}{% endfor %}",
     "counting equals": LARGE + "{% set y = [x ~ 'b', x ~ 'b'].count(x ~ 'c') %}",
+    "a key of tuples, built first": "{% set ns = namespace(x=1) %}{% for i in range(64) %}"
+    "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {1: 1}.get(ns.x) }}",
+    "an attribute of tuples": "{% set ns = namespace(x=1) %}{% for i in range(64) %}"
+    "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ [{1: 1}] | map(attribute=ns.x) | list }}",
+    "an item of tuples": "{% set ns = namespace(x=1) %}{% for i in range(64) %}"
+    "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {1: 1}[ns.x] }}",
+    "an error that says all": "{{ [1].index('\U000e0001' * 20000000) }}",
+    "many conditions": "{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% if not i is defined %}"
+    + "{% elif not i is defined %}" * 1500
+    + "{% endif %}{% endfor %}{% endfor %}",
     "hashing": "{% set t = (1,) * 50000 %}{% for i in range(99) %}{{ {1: 1}[t] }}{% endfor %}",
     "a large prompt": "{{ 'a' * 1000000 }}",
     "a block": "{% block a %}{% endblock %}",
@@ -199,6 +219,39 @@ def test_a_long_chat_is_within_the_bound_of_any_honest_template():
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     shown = {name: ChatTemplate(source).render(chat, tokens) for name, source in HONEST.items()}
     assert shown["roles"].count("word") == 40 * 2000
+
+
+def test_looking_at_a_whole_chat_for_each_message_is_not_paid_for_by_what_the_messages_hold():
+    call = {
+        "type": "function",
+        "function": {"name": "f", "arguments": {str(i): i for i in range(99)}},
+    }
+    chat = [{"role": "user", "content": "Hi"}, {**CHAT[3], "tool_calls": [call]}] * 150
+    source = "{% macro show(all, m) %}{{ m.get('role') }}{{ all | length }}{% endmacro %}"
+    source += "{% for m in messages[::-1] %}{% set i = messages | length - 1 - loop.index0 %}"
+    source += "{% set before = messages[:i] %}{% set state = [m, before] %}"
+    source += (
+        "{{ show(messages, m) }}{{ (messages | first).role }}{{ before | length }}{% endfor %}"
+    )
+    shown = ChatTemplate(source).render(chat, {})
+    assert shown.count("user300") == 150
+
+
+def test_a_template_may_look_back_from_each_message_and_at_each_character():
+    looks_back = "{% for m in messages %}{% for i in range(loop.index0, -1, -1) %}"
+    looks_back += "{% if messages[i].role == 'tool' %}{% endif %}{% endfor %}{% endfor %}"
+    parts = "{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}picture"
+    parts += "{% endif %}{% endfor %}{{ m.role }}{% endfor %}"
+    chat = [{"role": "user", "content": ""}]
+    assert ChatTemplate(looks_back).render(chat * 800, {}) == ""
+    assert ChatTemplate(parts).render([{**chat[0], "content": "a" * 150_000}], {}) == "user"
+
+
+def test_however_many_messages_come_a_template_ends_soon():
+    source = "{% for i in range(24) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+    chat = [{"role": "user", "content": ""}] * 16_000
+    with pytest.raises(jinja2.TemplateError, match="too much work"):
+        ChatTemplate(source + "{{ raise_exception('so far') }}").render(chat, {})
 
 
 def test_what_one_chat_used_up_is_there_again_for_the_next():
