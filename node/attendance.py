@@ -44,7 +44,7 @@ class Attendance:
         tally: Tally,
         busy_s: Callable[[float], float],
     ) -> None:
-        self.farewell = "stopped"  # why the node says goodbye
+        self.farewell = wire.Goodbye(reason="stopped")
         self.refused_frames: Callable[[], int] = lambda: 0
         self._credentials = credentials
         self._tally = tally
@@ -148,7 +148,7 @@ class Attendance:
                 take.cancel()
             while not outbox.empty():
                 yield outbox.get_nowait()
-            yield wire.NodeReport(goodbye=wire.Goodbye(reason=self.farewell))
+            yield wire.NodeReport(goodbye=self.farewell)
         finally:
             stop.cancel()
             if take is not None:

@@ -86,7 +86,7 @@ class NodeService:
 
     def _died(self) -> None:
         """The MLX thread is no more: the node says so and ends, for whoever starts it again."""
-        self._attendance.farewell = "its compute thread died"
+        self._attendance.farewell = wire.Goodbye(reason="its compute thread died", failed=True)
         self._failure = StageStuck(
             "The compute thread of this node died",
             "the log says of what",

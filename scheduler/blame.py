@@ -23,12 +23,15 @@ from parallax.fabric.errors import (
     StageStuck,
 )
 from parallax.fabric.limits import DEFAULT_LIMITS, Limits
+from parallax.scheduler.losses import MOST_TEXT, finite
 
 ENOUGH = 2  # breaks in a row of the same nodes
 LONGEST_S = 480.0  # aside; doubled each time up to this
 MEMORY_S = 600.0  # of a break, and of how often a node was put aside
 ALIKE_S = 60.0  # work that fails on several nodes within this time is no node's fault
 MOST_BREAKS = 256  # that are remembered
+MOST_ABSENCES = 1024  # that are read back
+MOST_TIMES = 64  # aside
 
 Nodes = tuple[str, ...]
 Heard = Callable[[str], float | None]  # when a node last spoke; None: it is not well
@@ -213,6 +216,37 @@ class Blame:
     def left_s(self, node_id: str, now: float) -> float:
         """How long a node is still aside."""
         return max(0.0, self._absences[node_id].until - now) if node_id in self.aside else 0.0
+
+    # ------------------------------------------------------------------ memory
+
+    def told(self) -> list[object]:
+        """Who is or was aside, as JSON values for :meth:`recall`."""
+        return [
+            [node_id, a.incarnation, a.times, a.until, a.why[:MOST_TEXT], a.work, a.over]
+            for node_id, a in self._absences.items()
+        ]
+
+    def recall(self, told: object, shift_s: float, now: float) -> None:
+        """Takes up what an earlier process told; what makes no sense is left out.
+
+        Args:
+            shift_s: what turns that process's times into this one's.
+        """
+        for entry in told[-MOST_ABSENCES:] if isinstance(told, list) else []:
+            try:
+                node_id, incarnation, times, until, why, work, over = entry
+                absence = _Absence(
+                    int(incarnation),
+                    min(max(int(times), 1), MOST_TIMES),
+                    min(finite(until) + shift_s, now + LONGEST_S),
+                    str(why)[:MOST_TEXT],
+                    work is True,
+                    over is not False,
+                )
+            except (TypeError, ValueError, OverflowError):
+                continue
+            if isinstance(node_id, str) and len(node_id) <= MOST_TEXT:
+                self._absences[node_id] = absence
 
     # ----------------------------------------------------------------- figures
 

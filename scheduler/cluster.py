@@ -142,7 +142,9 @@ class ClusterService:
             self.gate.admitted,
         )
         self._blame = self._formation.blame
-        self.aside = Aside(self._roster, self._formation, self._wishes, self._trouble, metrics)
+        self.aside = Aside(
+            store, self._roster, self._formation, self._wishes, self._trouble, metrics
+        )
         self._tasks = Tasks()
         self._choosing = Choosing(settings.state_dir, self._take, self._trouble.tell)
 
@@ -152,6 +154,7 @@ class ClusterService:
         await self.departures.recall()
         await self._ledger.recall()
         await self._wishes.recall()
+        await self.aside.recall()
         self._tasks.start(self._watch())
         self._tasks.start(self._write_on())
         self._tasks.start(self.gate.keep_renewing())
@@ -355,7 +358,8 @@ class ClusterService:
                 path = LinkFacts(report.link.round_trip_s, report.link.bandwidth_bytes_s)
                 self._roster.paths[node_id, report.link.node_id] = path
             case "goodbye":
-                self._follow(self.members.goodbye(member.stream, report.goodbye.reason, now=now))
+                bye, stream = report.goodbye, member.stream
+                self._follow(self.members.goodbye(stream, bye.reason, now=now, failed=bye.failed))
 
     def node_lost(self, node_id: str, link: NodeLink, reason: str) -> None:
         """A node's stream ended."""
@@ -383,19 +387,19 @@ class ClusterService:
             leaving = self.departures.state_of(node_id)
             if leaving is not None:
                 return leaving
-            if node_id in self._blame.aside:
+            if node_id in self._formation.aside:
                 return "aside"
         return member.state.value
 
     # --------------------------------------------------------------- decisions
 
     def _follow(self, changes: Iterable[Change]) -> None:
-        replan = False
+        replan, now = False, time.monotonic()
         for change in changes:
             if isinstance(change, NodeArrived):
                 member = self.members.get(change.node_id)
                 budget = member.facts.budget_bytes if member else 0
-                self._blame.arrived(change.node_id, member.incarnation if member else 0)
+                self.aside.back(change, now)
                 self._do(self.reconciler.node_up(change.node_id, budget))
                 if self.chosen is not None:
                     self.chosen.failed.pop(change.node_id, None)
@@ -404,17 +408,18 @@ class ClusterService:
                 replan = True  # only now: what it holds it said before its first heartbeat
             elif isinstance(change, NodeSuspected):
                 log.warning("%s is silent: others take over", self.name_of(change.node_id))
-                self._blame.excuse(change.node_id)
+                self.aside.gone(change, now)
                 self._without(change.node_id)
                 replan = True
             elif isinstance(change, NodeRecovered):
+                self.aside.back(change, now)
                 replan = True
             elif isinstance(change, NodeGone):
                 name = self.name_of(change.node_id)
+                self.aside.gone(change, now)
                 self._do(self.reconciler.node_down(change.node_id))
                 self._roster.gone(change)
                 self._setbacks.gone(change.node_id)
-                self._blame.excuse(change.node_id)
                 self._planning.observed.forget_node(change.node_id)
                 self._on_event(NodeLeft(name, change.reason))
                 replan = True
@@ -471,6 +476,7 @@ class ClusterService:
                 await self.departures.cut_off(time.monotonic())  # first: also on a full disk
                 await self.gate.write()
                 await self._wishes.remember()
+                await self.aside.remember()
                 await self._ledger.write(time.monotonic())
                 failure = ""
             except ParallaxError as error:  # said once, and tried again

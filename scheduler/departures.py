@@ -79,7 +79,7 @@ class Departures:
             UnknownNode: no node is meant, or more than one.
         """
         node_id, _ = self._found(word)
-        aside = self._formation.blame.take_back(node_id)
+        aside = self._formation.losses.forgive(node_id) | self._formation.blame.take_back(node_id)
         before = self._leaving.take_back(node_id)
         if before is not None:
             await self._write_down(node_id, before)

@@ -22,6 +22,7 @@ from parallax.scheduler.blame import Blame
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.dispatch import Dispatcher
 from parallax.scheduler.journal import Journal
+from parallax.scheduler.losses import Losses
 from parallax.scheduler.metrics import Metrics
 from parallax.scheduler.observed_speeds import ObservedSpeeds
 from parallax.scheduler.reconciler import (
@@ -93,6 +94,7 @@ class Formation:
         self._tasks = Tasks()
         self.setbacks = Setbacks(limits)
         self.blame = Blame(limits)
+        self.losses = Losses(limits)
         self._metrics = metrics
         self.stage_metrics = StageMetrics(metrics)
         self.reconciler = Reconciler(self._form, has_room)
@@ -105,6 +107,11 @@ class Formation:
             missing_bytes,
         )
         self.ring_trouble: ParallaxError | None = None  # of rings that break again and again
+
+    @property
+    def aside(self) -> frozenset[str]:
+        """Nodes that are not planned with, for what happened to rings with them."""
+        return self.blame.aside | self.losses.aside
 
     async def stop(self) -> None:
         """No epoch is issued any more."""

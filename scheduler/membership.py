@@ -103,6 +103,8 @@ class NodeGone:
     node_id: str
     stream: int
     reason: str
+    incarnation: int  # the process that is gone
+    farewell: bool = False  # it left by its own will, and well
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +169,14 @@ class Membership:
         member = self._present(stream)
         return self._end(member, "its connection broke", now) if member else []
 
-    def goodbye(self, stream: int, reason: str, *, now: float) -> list[Change]:
-        """The node leaves by its own will."""
+    def goodbye(
+        self, stream: int, reason: str, *, now: float, failed: bool = False
+    ) -> list[Change]:
+        """The node leaves by its own will; ``failed``: because something broke in it."""
         member = self._present(stream)
-        return self._end(member, reason or "it left", now) if member else []
+        if member is None:
+            return []
+        return self._end(member, reason or "it left", now, farewell=not failed)
 
     def tick(self, now: float) -> list[Change]:
         """Time passed; call about once a heartbeat. Silence makes suspects, then takes them out."""
@@ -206,11 +212,13 @@ class Membership:
         node_id = self._streams.get(stream)
         return self._members[node_id] if node_id is not None else None
 
-    def _end(self, member: Member, reason: str, now: float) -> list[Change]:
+    def _end(
+        self, member: Member, reason: str, now: float, *, farewell: bool = False
+    ) -> list[Change]:
         node_id = member.facts.node_id
         del self._streams[member.stream]
         self._members[node_id] = replace(member, state=NodeState.GONE, heard_s=now)
-        return [NodeGone(node_id, member.stream, reason)]
+        return [NodeGone(node_id, member.stream, reason, member.incarnation, farewell)]
 
     def _forgive_own_absence(self, now: float) -> None:
         """While this process slept or starved, heartbeats waited unread: nobody's silence."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from parallax.fabric.errors import ModelTooBig
@@ -56,12 +57,33 @@ class Planning:
         paths: Links,
         min_nodes: int,
         now: float,
+        later: Collection[str] = (),
     ) -> list[Ring]:
         """The best rings of nodes that have none.
+
+        Args:
+            later: nodes to do without where the others make as many rings.
 
         Raises:
             ModelTooBig: these nodes cannot hold the model.
         """
+        rings = self._best(chosen, nodes, paths, min_nodes, now)
+        first = [node for node in nodes if node.node_id not in later]
+        if len(first) >= min_nodes and any(n in later for ring in rings for n in ring.nodes):
+            with suppress(ModelTooBig):
+                without = self._best(chosen, first, paths, min_nodes, now)
+                if len(without) >= len(rings):
+                    return without
+        return rings
+
+    def _best(
+        self,
+        chosen: Chosen,
+        nodes: Sequence[NodeFacts],
+        paths: Links,
+        min_nodes: int,
+        now: float,
+    ) -> list[Ring]:
         figures = self._figures(chosen, nodes, paths, now)
         plan = _plan(chosen, figures, min(min_nodes, len(nodes)))
         return self._rings(chosen, figures, plan)
@@ -74,13 +96,14 @@ class Planning:
         rings: Sequence[Ring],
         min_nodes: int,
         now: float,
+        later: Collection[str] = (),
     ) -> Change:
         """The best rings of these nodes, in place of those; the same ones stay.
 
         Raises:
             ModelTooBig: these nodes cannot hold the model.
         """
-        wanted = self.rings_for(chosen, nodes, paths, min_nodes, now)
+        wanted = self.rings_for(chosen, nodes, paths, min_nodes, now, later)
         kept = {ring.places for ring in rings} & {ring.places for ring in wanted}
         old = [ring for ring in rings if ring.places not in kept]
         return Change(old, [ring for ring in wanted if ring.places not in kept])

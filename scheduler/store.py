@@ -127,7 +127,7 @@ class Store:
         rows = await self.run("SELECT value FROM note WHERE name = ?", (name,))
         try:
             value: object = json.loads(str(rows[0][0])) if rows else None
-        except ValueError:
+        except (ValueError, RecursionError):
             log.warning("the note %r in %s cannot be read, and is forgotten", name, self._path)
             return None
         return value

@@ -60,7 +60,8 @@ class Wishes:
         self._do = formation.do
         self._reconciler = formation.reconciler
         self._setbacks = formation.setbacks
-        self._blame = formation.blame
+        self._formation = formation
+        self._losses = formation.losses
         self._trouble = trouble
         self._reload_s = reload_s
         self._barred = barred
@@ -106,13 +107,15 @@ class Wishes:
         self._take_up(chosen, usable, now)
         busy, awaited = self._reconciler.busy_nodes(), self._layouts.awaited
         free = [f for f in usable if f.node_id not in busy and f.node_id not in awaited]
-        began = chosen.began or self._layouts.waited
-        if (not free and (busy or awaited)) or (not began and len(usable) < chosen.nodes):
+        began = chosen.began or self._layouts.waited or len(self._fit(chosen)) >= chosen.nodes
+        if (not free and (busy or awaited)) or not began:
             return
         if self._reconsider(chosen, usable, now):
             return
         try:
-            rings = self._planning.rings_for(chosen, free, self._roster.paths, chosen.nodes, now)
+            rings = self._planning.rings_for(
+                chosen, free, self._roster.paths, chosen.nodes, now, self._losses.often
+            )
         except ModelTooBig as error:
             if not busy and self._take_back():
                 self.plan()
@@ -196,7 +199,7 @@ class Wishes:
 
     def usable(self, chosen: Chosen) -> list[NodeFacts]:
         """The nodes that can be planned with."""
-        aside = self._blame.aside
+        aside = self._formation.aside
         return [facts for facts in self._fit(chosen) if facts.node_id not in aside]
 
     def _fit(self, chosen: Chosen) -> list[NodeFacts]:
@@ -219,9 +222,9 @@ class Wishes:
         out = {*without, *(node for ring in others for node in ring.nodes)}
         pool = [facts for facts in self.usable(chosen) if facts.node_id not in out]
         try:
-            paths = self._roster.paths
+            paths, later = self._roster.paths, self._losses.often
             now = time.monotonic()
-            return self._planning.instead(chosen, pool, paths, touched, chosen.nodes, now)
+            return self._planning.instead(chosen, pool, paths, touched, chosen.nodes, now, later)
         except ModelTooBig:
             if others:
                 return Change(touched, [])
@@ -254,7 +257,8 @@ class Wishes:
 
     def _take_back(self) -> bool:
         """Plans with those again that were put aside: without them nothing serves."""
-        back = [node_id for node_id in self._blame.aside if self._blame.take_back(node_id)]
+        blame = self._formation.blame
+        back = self._losses.needed() or [n for n in blame.aside if blame.take_back(n)]
         if back:
             names = ", ".join(self._roster.name_of(node_id) for node_id in sorted(back))
             log.warning("%s: planned with again, for the model does not fit without", names)
@@ -262,7 +266,8 @@ class Wishes:
 
     def _take_up(self, chosen: Chosen, usable: list[NodeFacts], now: float) -> None:
         """Goes on with rings that served before this process began, as far as they are whole."""
-        self._layouts.give_up(self._barred())  # what was asked for last counts
+        # What was asked for last counts, and what happened last.
+        self._layouts.give_up({*self._barred(), *self._formation.aside})
         busy = self._reconciler.busy_nodes()
         free = [facts for facts in usable if facts.node_id not in busy]
         for ring in self._planning.taken_up(chosen, free, now):
@@ -275,7 +280,10 @@ class Wishes:
         if self._layouts.awaited.intersection(facts.node_id for facts in usable):
             return False  # soon over; those of whom nobody comes at all hold up nothing
         rings, paths = self._reconciler.rings, self._roster.paths
-        change = self._planning.change(chosen, usable, paths, rings, now)
+        # Nobody's layers move to one that was lost more than once lately.
+        later = self._losses.often - self._reconciler.busy_nodes()
+        known = [facts for facts in usable if facts.node_id not in later]
+        change = self._planning.change(chosen, known, paths, rings, now)
         if change is not None:
             log.info("rings move: %s", [ring.places for ring in change.new])
             self._do(self._reconciler.move(change.old, change.new))
@@ -290,7 +298,8 @@ class Wishes:
         usable, paths = self.usable(chosen), self._roster.paths
         try:
             now = time.monotonic()
-            change = self._planning.instead(chosen, usable, paths, rings, chosen.nodes, now)
+            later = self._losses.often
+            change = self._planning.instead(chosen, usable, paths, rings, chosen.nodes, now, later)
         except ModelTooBig:  # a node of theirs is silent just now
             return
         if change.old and change.new:

@@ -136,7 +136,7 @@ def test_a_starved_node_gets_more_patience() -> None:
 def test_a_broken_stream_is_gone_at_once_and_may_come_back() -> None:
     members = ready()
     (gone,) = members.broken(1, now=0.1)
-    assert gone == NodeGone("a", 1, "its connection broke")
+    assert gone == NodeGone("a", 1, "its connection broke", 7)
     assert members.usable() == []
     assert members.hello(facts(), OURS, 7, stream=2, now=0.2) == [NodeArrived("a", 2)]
     assert [m.stream for m in members.usable()] == [2]
@@ -144,14 +144,16 @@ def test_a_broken_stream_is_gone_at_once_and_may_come_back() -> None:
 
 def test_a_goodbye_gives_its_reason() -> None:
     members = ready()
-    assert members.goodbye(1, "shutting down", now=1.0) == [NodeGone("a", 1, "shutting down")]
+    assert members.goodbye(1, "shutting down", now=1.0) == [
+        NodeGone("a", 1, "shutting down", 7, farewell=True)
+    ]
     assert members.broken(1, now=1.1) == []
 
 
 def test_a_restarted_node_replaces_itself() -> None:
     members = ready()
     gone, arrived = members.hello(facts(), OURS, 8, stream=2, now=1.0)
-    assert gone == NodeGone("a", 1, "it was started again")
+    assert gone == NodeGone("a", 1, "it was started again", 7)
     assert arrived == NodeArrived("a", 2)
     assert len(members.members()) == 1
 
