@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,9 @@ import pytest
 from parallax.fabric.errors import InternalError, LinkBroken, ParallaxError, to_fault
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.cluster import ClusterService
+from parallax.scheduler.losses import WINDOW_S
 from tests.scheduler.test_dispatch import Link
-from tests.scheduler.told import running, share, until
+from tests.scheduler.told import Node, running, share, until
 
 
 @pytest.fixture
@@ -251,3 +256,155 @@ async def test_a_drain_whose_new_ring_breaks_costs_the_ring_that_serves_nothing(
     room.speak("abcd")
     assert cluster.reconciler.by_epoch(old) is not None
     assert [set(ring.nodes) for ring in cluster.reconciler.rings] == [{"a", "b"}, {"a", "d"}]
+
+
+# ---------------------------------------------------- nodes that are lost again and again
+
+
+async def lose(room: Room, name: str, incarnation: int, *, spares: bool = False) -> None:
+    """A node dies, and another process of it attends; with spares, others serve meanwhile."""
+    room.cluster.node_lost(name, room.nodes[name].link, "killed")
+    if spares:
+        await room.serve()
+    room.nodes[name] = share(room.cluster, name, incarnation)
+    if not spares:
+        await room.serve()
+
+
+async def worn(cluster: ClusterService) -> Room:
+    """A node died three times; since before the third there is a spare, which serves now."""
+    room = Room(cluster, "ab")
+    await room.serve()
+    await lose(room, "a", 2)
+    await lose(room, "a", 3)
+    room.nodes["c"] = share(cluster, "c")
+    assert set(room.ring) == {"a", "b"}
+    await lose(room, "a", 4, spares=True)
+    assert set(room.ring) == {"b", "c"}
+    return room
+
+
+async def test_a_node_that_dies_again_and_again_has_no_layers_for_a_while(
+    cluster: ClusterService,
+) -> None:
+    room = await worn(cluster)
+    assert room.node("a")["state"] == "aside"
+    why = "It was lost 3 times within 10 minutes while it had layers; "
+    why += "the last time its connection broke"
+    assert room.node("a")["aside"] == {"why": why, "seconds": 30}
+    assert b'parallax_nodes_put_aside_total{node="a"} 1.0' in cluster._metrics.page()
+    assert cluster.status()["problem"] is None, "all is served"
+    cluster._tick(time.monotonic() + 5)
+    assert room.nodes["a"].orders("prepare") == []
+    cluster.node_lost("a", room.nodes["a"].link, "killed")
+    room.nodes["a"] = share(cluster, "a", 5)
+    assert room.node("a")["aside"]["seconds"] == 30, "without layers nobody minds"
+    cluster._tick(time.monotonic() + 31)
+    assert room.node("a")["state"] == "ready"
+    assert set(room.ring) == {"b", "c"}, "a spare again"
+
+
+async def test_who_dies_again_and_again_serves_while_the_model_does_not_fit_without(
+    cluster: ClusterService,
+) -> None:
+    room = await worn(cluster)
+    cluster.node_lost("c", room.nodes["c"].link, "killed")
+    assert set(room.ring) == {"a", "b"}
+    assert room.node("a")["state"] == "ready"
+    await room.serve()
+    for incarnation in (5, 6, 7):
+        await lose(room, "a", incarnation)
+        assert set(room.ring) == {"a", "b"}
+    assert room.node("a")["aside"] is None
+
+
+async def test_people_may_say_that_a_node_is_mended(cluster: ClusterService) -> None:
+    room = await worn(cluster)
+    await cluster.departures.undrain("a")
+    assert room.node("a")["state"] == "ready"
+    await cluster.departures.drain("b")
+    for name in "ac":
+        room.nodes[name].load_all()
+    assert {node for ring in cluster.reconciler.rings for node in ring.nodes} == {"a", "b", "c"}
+    assert cluster._formation.losses.told() == []
+
+
+@pytest.mark.parametrize(("deaths", "others"), [(1, set("abce")), (2, set("bcef"))])
+async def test_a_spare_is_preferred_before_a_node_that_died_twice_is_put_aside(
+    deaths: int, others: set[str], cluster: ClusterService
+) -> None:
+    room = Room(cluster, "")
+    small = partial(share, cluster, part=0.4)  # four of them hold the model
+    room.nodes = {name: small(name) for name in "abcd"}
+    await room.serve()
+    for death in range(deaths):
+        cluster.node_lost("a", room.nodes["a"].link, "killed")
+        room.nodes["a"] = small("a", death + 2)
+        await room.serve()
+        assert set(room.ring) == set("abcd")
+    room.nodes |= {name: small(name) for name in "ef"}
+    room.nodes["d"].report(goodbye=wire.Goodbye(reason="stopped"))
+    assert set(room.ring) == others
+    room.nodes["f"].report(goodbye=wire.Goodbye(reason="stopped"))
+    assert set(room.ring) == set("abce"), "there is nobody else"
+    assert room.node("a")["state"] == "ready"
+
+
+async def test_nothing_moves_to_a_node_that_died_twice_lately(cluster: ClusterService) -> None:
+    """Not even to come nearer to the number of stages that was asked for."""
+    room = Room(cluster, "")
+    rings = cluster.reconciler.rings
+    room.nodes = {name: Node(cluster, name).attend() for name in "ab"}
+
+    async def settle() -> None:
+        async with asyncio.timeout(30):
+            while cluster.reconciler.moving or any(r.state.value != "ready" for r in rings):
+                for node in room.nodes.values():
+                    node.load_all()
+                for ring in rings:
+                    for name in ring.nodes:
+                        room.nodes[name].report(joined=wire.RingJoined(epoch=ring.epoch))
+                await asyncio.sleep(0.002)
+
+    await settle()
+    for incarnation in (2, 3):
+        assert room.ring == ("a", "b")
+        cluster.node_lost("a", room.nodes["a"].link, "killed")
+        await settle()
+        assert room.ring == ("b",)
+        room.nodes["a"] = Node(cluster, "a", incarnation).attend()
+        cluster._wishes.look(time.monotonic())
+        await settle()
+    assert [ring.nodes for ring in rings] == [("b",), ("a",)], "its fall would be its own"
+    cluster._tick(time.monotonic() + WINDOW_S + 1)
+    await settle()
+    assert room.ring == ("a", "b"), "that was long ago"
+
+
+async def test_a_farewell_is_no_loss_unless_something_broke(cluster: ClusterService) -> None:
+    room = Room(cluster, "ab")
+    await room.serve()
+    for incarnation in (2, 3, 4):
+        room.nodes["a"].report(goodbye=wire.Goodbye(reason="stopped"))
+        room.nodes["a"] = share(cluster, "a", incarnation)
+        await room.serve()
+    assert cluster._formation.losses.told() == []
+    room.nodes["a"].report(goodbye=wire.Goodbye(reason="its compute thread died", failed=True))
+    assert [entry[0] for entry in cluster._formation.losses.told()] == ["a"]  # type: ignore[index]
+
+
+async def test_silence_counts_once_and_spares_do_not(cluster: ClusterService) -> None:
+    room = Room(cluster, "abc")
+    await room.serve()
+    for name in "ac":
+        member = cluster.members.get(name)
+        assert member is not None
+        late = replace(member, heard_s=member.heard_s - 1500)
+        cluster.members._members[name] = late
+    cluster._tick(time.monotonic())
+    assert [room.node(name)["state"] for name in "abc"] == ["suspect", "ready", "suspect"]
+    for name in "ac":
+        cluster.node_lost(name, room.nodes[name].link, "its stream ended")
+    told: Any = cluster._formation.losses.told()
+    assert [(entry[0], len(entry[1])) for entry in told] == [("a", 1)]
+    assert re.fullmatch(r"it was silent for 15\d\d s", told[0][3])

@@ -86,12 +86,12 @@ class Node:
         self.report(failed=wire.StageFailed(stage=stage, fault=to_fault(error)))  # type: ignore[arg-type]
 
 
-def share(cluster: ClusterService, name: str, incarnation: int = 1) -> Node:
-    """A node that attends and holds the chosen model with another one only."""
+def share(cluster: ClusterService, name: str, incarnation: int = 1, *, part: float = 0.75) -> Node:
+    """A node that attends and holds only this part of the chosen model."""
     assert cluster.chosen is not None
     facts = cluster.chosen.facts
     whole = facts.weight_bytes + 4 * 4096 * facts.kv_bytes_per_token_per_layer
-    return Node(cluster, name, incarnation, budget_bytes=whole * 3 // 4).attend()
+    return Node(cluster, name, incarnation, budget_bytes=int(whole * part)).attend()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
