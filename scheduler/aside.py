@@ -77,6 +77,8 @@ class Aside:
                 self._blame.recall(blame, shift_s, now)
                 self._losses.recall(losses, shift_s, now)
                 self._written = self._blame.told(), self._losses.told()
+                if self._formation.aside:
+                    self._wishes.be_patient(now)
 
     async def remember(self) -> None:
         """Writes that down whenever it has changed."""

@@ -17,6 +17,7 @@ from parallax.fabric.errors import (
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.chosen import Chosen
 from parallax.scheduler.formation import Formation
+from parallax.scheduler.layouts import WAIT_S
 from parallax.scheduler.membership import NodeFacts, NodeState
 from parallax.scheduler.planning import Change, Planning
 from parallax.scheduler.reconciler import Place, Ring, RingState
@@ -74,6 +75,7 @@ class Wishes:
         self._told: ParallaxError | None = None  # of such a node
         self._changed = False  # another number of stages is asked for than rings were made for
         self._unwritten = False  # whether other rings serve than the disk says
+        self._patient_until: float | None = None  # till then nobody is taken back
 
     # ------------------------------------------------------------------ memory
 
@@ -91,6 +93,10 @@ class Wishes:
             await self._store.keep(NOTE, self._layouts.told())
             self._unwritten = False
 
+    def be_patient(self, now: float) -> None:
+        """Some nodes were aside when this process began: others may still come."""
+        self._patient_until = now + WAIT_S
+
     def forget(self) -> None:
         """People asked for something else than what served in an earlier process."""
         self._layouts.give_up()
@@ -107,8 +113,10 @@ class Wishes:
         self._take_up(chosen, usable, now)
         busy, awaited = self._reconciler.busy_nodes(), self._layouts.awaited
         free = [f for f in usable if f.node_id not in busy and f.node_id not in awaited]
-        began = chosen.began or self._layouts.waited or len(self._fit(chosen)) >= chosen.nodes
-        if (not free and (busy or awaited)) or not began:
+        here = usable if self._patient_until is not None else self._fit(chosen)
+        began = chosen.began or self._layouts.waited or len(here) >= chosen.nodes
+        waits = awaited.intersection(facts.node_id for facts in usable)
+        if (not free and (busy or waits)) or not began:
             return
         if self._reconsider(chosen, usable, now):
             return
@@ -117,7 +125,7 @@ class Wishes:
                 chosen, free, self._roster.paths, chosen.nodes, now, self._losses.often
             )
         except ModelTooBig as error:
-            if not busy and self._take_back():
+            if not busy and self._patient_until is None and self._take_back():
                 self.plan()
             elif not busy:
                 self.missing_bytes = int(error.fields.get("missing_bytes", 0))
@@ -143,7 +151,10 @@ class Wishes:
 
     def tick(self, now: float) -> None:
         """Now and then: is a wait over, have figures or nodes made better rings possible?"""
-        if self._layouts.over(now):
+        enough = self._patient_until is not None and now >= self._patient_until
+        if enough:
+            self._patient_until = None
+        if self._layouts.over(now) or enough:
             self.plan()
         if self._changed and self.chosen is not None:
             self._reshape(self.chosen)

@@ -49,9 +49,17 @@ class Arena:
         """Starts one more node and returns its name."""
         name = f"node{self.joined}"
         self.joined += 1
+        self._start(name, *flags, module=module)
+        return name
+
+    def restart(self, name: str, *flags: str, module: str = "parallax.cli.main") -> None:
+        """Kills a node and starts it again at once, as a service manager does."""
+        self.kill(name)
+        self._start(name, *flags, module=module)
+
+    def _start(self, name: str, *flags: str, module: str) -> None:
         memory = ("--memory", NODE_MEMORY)
         self.processes[name] = self.cluster.join(name, *memory, *flags, module=module)
-        return name
 
     def stage(self, number: int) -> str:
         """The node that has this stage of the first ring."""

@@ -176,6 +176,36 @@ def test_a_node_whose_frames_all_fail_is_put_aside_and_a_spare_takes_its_layers(
     hurt.wait_whole(2, 1)
 
 
+def test_a_node_that_dies_again_and_again_has_no_layers_for_a_while_and_a_spare_serves(
+    hurt: Arena, expected: Expected, histories: list[History]
+) -> None:
+    """Twice while nothing serves without it, and once more when there is a spare."""
+    ring = hurt.wait_whole(2, 1)["rings"][0]
+    name = ring["stages"][0]["name"]
+    (spare,) = set(hurt.processes) - {stage["name"] for stage in ring["stages"]}
+    hurt.cluster.post(f"/admin/nodes/{spare}/drain", {})
+    pauses = []
+    for death in range(3):
+        if death == 2:
+            hurt.cluster.post(f"/admin/nodes/{spare}/undrain", {})
+        history, wrong = run_disturbed(hurt, expected, lambda: hurt.restart(name, module=FAULTY))
+        histories.append(history)
+        assert wrong == ""
+        pauses.append(history.pause_s)
+    assert pauses[2] < min(pauses[:2]), "it was waited for"
+
+    def aside(status: dict[str, Any]) -> bool:
+        return any(n["name"] == name and n["state"] == "aside" for n in status["node_list"])
+
+    status = hurt.cluster.wait(aside)
+    (told,) = (n["aside"] for n in status["node_list"] if n["name"] == name)
+    assert 25 <= told["seconds"] <= 30
+    assert told["why"].startswith("It was lost 3 times within 10 minutes while it had layers")
+    assert spare in [stage["name"] for stage in status["rings"][0]["stages"]]
+    hurt.cluster.post(f"/admin/nodes/{name}/undrain", {})
+    hurt.wait_whole(2, 1)
+
+
 async def replay(
     arena: Arena, node_id: str, port: int, epoch: int, folder: Path
 ) -> grpc.StatusCode:

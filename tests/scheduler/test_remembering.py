@@ -7,16 +7,19 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parallax.fabric.errors import BadSetting
 from parallax.proto import wire_pb2 as wire
+from parallax.scheduler.aside import NOTE as ASIDE
 from parallax.scheduler.cluster import ClusterService
-from parallax.scheduler.store import FILE_NAME
+from parallax.scheduler.layouts import WAIT_S
+from parallax.scheduler.store import FILE_NAME, Store
 from parallax.scheduler.wishes import NOTE
 from tests.scheduler.test_dispatch import Link
-from tests.scheduler.told import Node, running, serving, until
+from tests.scheduler.told import Node, running, serving, share, until
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +159,95 @@ async def test_figures_of_a_ring_that_never_forms_are_not_kept(cluster: ClusterS
     await b.join()
     a.report(health=wire.StageHealth(epoch=epoch, stage=0, ring_round_trip_s=0.5))
     assert f'ring="{epoch}"' in cluster._metrics.page().decode()
+
+
+# ------------------------------------------------------------------- who is aside
+
+
+def states(cluster: ClusterService) -> dict[str, str]:
+    listed: Any = cluster.status()["node_list"]
+    return {node["name"]: node["state"] for node in listed}
+
+
+async def worn(cluster: ClusterService, name: str) -> None:
+    """A node that attends was lost three times, and is back."""
+    losses, now = cluster._formation.losses, time.monotonic()
+    for _ in range(3):
+        losses.lost(name, 1, "its connection broke", now)
+    losses.back(name, 2, now)
+    await cluster.aside.remember()
+
+
+async def test_who_is_aside_is_known_after_a_restart_and_planned_with_if_nothing_fits(
+    model: Path, tmp_path: Path
+) -> None:
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 2, True)
+        for name in "abcd":
+            share(cluster, name)
+        await worn(cluster, "a")
+        cluster._blame.put_aside("b", 1, "Rings with it broke", time.monotonic())
+        await cluster.aside.remember()
+    async with running(tmp_path) as cluster:
+        for name in "abcd":
+            share(cluster, name)
+        assert states(cluster) == {"a": "aside", "b": "aside", "c": "ready", "d": "ready"}
+        (ring,) = cluster.reconciler.rings
+        assert set(ring.nodes) == {"c", "d"}
+        told: Any = cluster.status()["node_list"]
+        assert told[0]["aside"]["why"].startswith("It was lost 3 times")
+        assert told[0]["aside"]["seconds"] in (29, 30)
+        assert told[1]["aside"]["why"] == "Rings with it broke"
+    async with running(tmp_path) as cluster:
+        share(cluster, "a")
+        assert states(cluster) == {"a": "aside"}
+        share(cluster, "b")
+        assert states(cluster) == {"a": "aside", "b": "aside"}, "others may still come"
+        cluster._wishes.tick(time.monotonic() + WAIT_S)
+        assert states(cluster) == {"a": "ready", "b": "ready"}
+        (ring,) = cluster.reconciler.rings
+        assert set(ring.nodes) == {"a", "b"}, "survival comes before comfort"
+
+
+async def test_losses_are_known_after_a_restart(model: Path, tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 2, True)
+        a = share(cluster, "a")
+        share(cluster, "b")
+        cluster.node_lost("a", a.link, "killed")
+        told = cluster._formation.losses.told()
+        assert told
+        await until(lambda: cluster.aside._written == ([], told))
+    async with running(tmp_path) as cluster:
+        assert len(cluster._formation.losses.told()) == 1
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        7,
+        [],
+        {"monotonic_s": 1.0},
+        {"monotonic_s": "x", "wall_s": 1.0, "blame": [], "losses": []},
+        {"monotonic_s": 1.0, "wall_s": float("nan"), "blame": [], "losses": []},
+        {"monotonic_s": 1.0, "wall_s": 1.0, "blame": 7, "losses": {"a": [[[]]]}},
+    ],
+)
+async def test_a_damaged_note_of_who_was_aside_stops_nobody(
+    note: object, model: Path, tmp_path: Path
+) -> None:
+    async with await Store.open(tmp_path) as store:
+        await store.keep(ASIDE, note)
+    async with running(tmp_path) as cluster:
+        await cluster.choose(str(model), 2, True)
+        await serving(cluster)
+        await worn(cluster, "a")
+        told: Any = await cluster._store.note(ASIDE)
+        assert [entry[0] for entry in told["losses"]] == ["a"]
+
+
+async def test_a_note_that_no_reader_can_read_counts_as_never_written(tmp_path: Path) -> None:
+    async with await Store.open(tmp_path) as store:
+        for value in ("[" * 100_000, "{", "9" * 10_000, ""):
+            await store.run("INSERT OR REPLACE INTO note (name, value) VALUES ('x', ?)", (value,))
+            assert await store.note("x") is None
