@@ -225,9 +225,7 @@ async def test_losses_are_known_after_a_restart(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "note",
     [
-        7,
         [],
-        {"monotonic_s": 1.0},
         {"monotonic_s": "x", "wall_s": 1.0, "blame": [], "losses": []},
         {"monotonic_s": 1.0, "wall_s": float("nan"), "blame": [], "losses": []},
         {"monotonic_s": 1.0, "wall_s": 1.0, "blame": 7, "losses": {"a": [[[]]]}},
