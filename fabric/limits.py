@@ -25,7 +25,7 @@ class Limits(BaseModel):
     call_s: Positive = 10.0
     form_s: Positive = 60.0  # a ring that has not formed by then is formed anew
     reload_s: Positive = 60.0  # before a node that could not load tries again: files get mended
-    aside_s: Positive = 60.0  # without layers, of a node whose rings break; doubled each time
+    aside_s: Positive = 60.0  # without layers, of a node whose rings break; half of a lost one
     join_token_s: Positive = 86_400.0  # how long the join command that `run` shows is good
     drain_s: Positive = 10.0  # what a stopping process gives to answers in flight
     orphan_s: Positive = 30.0  # how long a head keeps sequences without its scheduler

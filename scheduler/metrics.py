@@ -173,7 +173,7 @@ class Metrics:
         )
         self._aside = Counter(
             "parallax_nodes_put_aside",
-            "Times that a node was put aside because rings with it broke again and again",
+            "Times that a node was put aside: rings with it broke, or it was lost, again and again",
             ["node"],
             registry=registry,
         )
