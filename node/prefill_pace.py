@@ -88,7 +88,7 @@ class PrefillPace:
         if around_s is None or lane in self._unpaced:
             return
         if lane not in self._paced:
-            self._calm_s[lane] = _mean(calm_s, min(around_s, 2 * calm_s or around_s))
+            self._calm_s[lane] = _mean(calm_s, around_s)
         elif calm_s:
             late = around_s > MOST_CALM_TIMES * calm_s
             share = self._share + SHARE_STEP * (ODDS - late)
@@ -179,4 +179,5 @@ class PrefillPace:
 
 
 def _mean(before: float, now: float) -> float:
-    return before + _WEIGHT * (now - before) if before else now
+    """A running mean; frames that stood still for reasons of the machine's own move it little."""
+    return before + _WEIGHT * (min(now, 2 * before) - before) if before else now

@@ -289,6 +289,21 @@ def test_bursts_shrink_until_one_step_in_a_hundred_takes_three_times_as_long() -
     assert 0.0 < late / 20_000 < 0.015
 
 
+@pytest.mark.parametrize("stands_still", ["a step", "a chunk"])
+def test_a_frame_that_stood_still_hardly_changes_sizes(stands_still: str) -> None:
+    pace = PrefillPace(shape(2, chunk_tokens=512), costs(2))
+    for tokens in (*[8] * 4, *[16] * 4):
+        pace.measured_chunk(tokens, TOKEN_S * (1 + tokens), TOKEN_S * (1 + tokens))
+    for lane in (0, 1):
+        pace.measured_step(lane, 4 * STEP_S, None)
+    before = pace.chunk_tokens([0, 1])
+    if stands_still == "a step":
+        pace.measured_step(0, 30.0, None)
+    else:
+        pace.measured_chunk(16, 30.0, 30.0)
+    assert before / 2 <= pace.chunk_tokens([0, 1]) <= 2 * before
+
+
 def test_what_short_prompts_do_to_steps_is_not_held_against_bursts() -> None:
     pace = PrefillPace(shape(2), costs(2))
     pace.measured_chunk(32, 0.064, 0.064)
