@@ -180,6 +180,10 @@ class Reconciler:
         """This node lets go of everything that no ring wants, without waiting for others."""
         return self._let_go({node_id}) if node_id in self._nodes else []
 
+    def settle(self) -> list[Instruction]:
+        """After a while without events: what no ring wants goes, if all of them serve."""
+        return self._advance()
+
     def stage_ready(self, node_id: str, ready: wire.StageReady) -> list[Instruction]:
         """A node holds a stage."""
         holding = self._nodes.get(node_id)

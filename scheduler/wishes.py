@@ -207,6 +207,7 @@ class Wishes:
         if not self._reconsider(chosen, usable, now) and left != self._left_out:
             self.plan()
             self._left_out = left
+        self._do(self._reconciler.settle())
 
     def usable(self, chosen: Chosen) -> list[NodeFacts]:
         """The nodes that can be planned with."""

@@ -26,6 +26,7 @@ from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.app import serve_scheduler
 from parallax.scheduler.cluster import ClusterService
 from parallax.scheduler.generation import Generation, Sampling
+from parallax.scheduler.reconciler import Place, Ring
 from parallax.scheduler.stage_costs import LinkFacts
 from tests.models import make_model
 from tests.scheduler.test_dispatch import Link
@@ -364,6 +365,20 @@ async def test_a_ring_with_a_node_that_could_not_load_something_else_stays(
     cluster.chosen.failed["b"] = "it could not load other layers"
     cluster._wishes.look(time.monotonic())
     assert cluster.reconciler.by_epoch(epoch) is not None
+
+
+async def test_what_was_loaded_for_a_move_that_is_given_up_is_let_go(
+    cluster: ClusterService,
+) -> None:
+    a, b, epoch = await serving(cluster)
+    assert cluster.chosen is not None
+    better = Ring(cluster.chosen.source, (Place("a", 0, 3), Place("b", 3, 4)))
+    cluster._do(cluster.reconciler.move(cluster.reconciler.rings, [better]))
+    a.load_all()
+    b.fail(ModelBroken("a file of layer 3 is broken"))
+    assert cluster.reconciler.by_epoch(epoch) is not None
+    cluster._wishes.look(time.monotonic())
+    assert [unload.stage.end for unload in a.orders("unload")] == [3]
 
 
 async def test_requests_wait_for_a_ring_that_is_planned_and_not_for_one_that_cannot_be(
