@@ -438,7 +438,7 @@ class Conductor:
         return sequence
 
     def _inject_step(self, lane: Lane, lone: Sequence | None, out: Output) -> None:
-        for sequence in lane.joining:
+        for sequence in lane.take_joining():
             self._commands.append(
                 wire.Command(
                     admit=wire.Admit(
@@ -452,7 +452,6 @@ class Conductor:
             )
             sequence.phase = Phase.DECODE
             lane.rows.append(sequence)
-        lane.joining.clear()
         lane.in_flight = True
         block = None
         tokens = [s.last_token for s in lane.rows]

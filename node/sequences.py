@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import accumulate
 
 from parallax.proto import wire_pb2 as wire
 
@@ -12,6 +13,7 @@ from parallax.proto import wire_pb2 as wire
 # times as long (8 layers, 256 wide, float32 on the CPU backend); a step of its own costs a third.
 MUCH_PADDING_TOKENS = 2048
 SHORT_CHUNKS = 2  # of the prefill grid
+MOST_JOINING_TOKENS = 1 << 20  # of the histories that travel in one frame: a message has a bound
 
 
 class Phase(Enum):
@@ -91,6 +93,13 @@ class Lane:
     @property
     def members(self) -> int:
         return len(self.rows) + len(self.joining)
+
+    def take_joining(self) -> list[Sequence]:
+        """Those that join with the next frame: as many as it takes, and one if any waits."""
+        totals = accumulate(sequence.length for sequence in self.joining)
+        count = max(1, sum(total <= MOST_JOINING_TOKENS for total in totals))
+        joining, self.joining = self.joining[:count], self.joining[count:]
+        return joining
 
     @property
     def longest(self) -> int:

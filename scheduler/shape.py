@@ -10,7 +10,7 @@ from parallax.scheduler.reconciler import Ring
 
 ACCELERATED_CHUNK_TOKENS = 512  # a GPU needs larger chunks to be busy
 SLACK_FRAMES = 4  # beats and commands beside lanes and chunks
-TOKEN_BYTES = 3  # of a message, at most, for ids below 2^21
+TOKEN_BYTES = 4  # of a message: 3 at most for ids below 2^21, and what goes with them
 
 
 def shape_of(
@@ -39,7 +39,7 @@ def shape_of(
     drafts = speculation and all(report.trims for report in reports)
     blocks = all(report.blocks for report in reports)
     chunk_tokens = ACCELERATED_CHUNK_TOKENS if accelerated else limits.chunk_tokens
-    sendable = limits.message_bytes // TOKEN_BYTES  # to a head, in one message
+    sendable = limits.message_bytes // TOKEN_BYTES  # to a head, and with its lane's first frame
     return wire.RingShape(
         lanes=lanes,
         lane_rows=limits.lane_rows if batches else 1,

@@ -25,6 +25,25 @@ def test_a_lone_request_gets_the_lone_answer() -> None:
     assert ring.conductor.idle
 
 
+def test_no_frame_takes_longer_histories_than_its_message_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parallax.node.sequences.MOST_JOINING_TOKENS", 50)
+    ring = make_ring(stages=4, lanes=1, rows=8, grid=64)
+    prompts = {n: [n] * length for n, length in enumerate((20, 20, 20, 90, 5, 5), 1)}
+    for number, prompt in prompts.items():
+        ring.take(ring.conductor.submit(submit(number, prompt)))
+    joined: list[list[int]] = []
+    while ring.frames:
+        admits = [c.admit for c in ring.frames[0].commands if c.HasField("admit")]
+        joined += [[len(admit.prompt) for admit in admits]] if admits else []
+        ring.step()
+    assert all(sum(lengths) <= 50 or len(lengths) == 1 for lengths in joined), joined
+    assert max(map(len, joined)) > 1, "those that fit together join together"
+    for number, prompt in prompts.items():
+        assert (ring.answers.get(number, []), ring.ends[number]) == lone_answer(prompt, 20)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_any_mix_of_arrivals_and_cancellations_leaves_each_answer_alone(seed: int) -> None:
     rng = random.Random(seed)

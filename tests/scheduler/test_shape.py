@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from parallax.fabric.channel_options import MESSAGE_SLACK_BYTES
 from parallax.fabric.limits import Limits
 from parallax.proto import wire_pb2 as wire
 from parallax.scheduler.shape import shape_of, tokens_that_fit
@@ -32,5 +31,5 @@ def test_the_longest_request_fits_a_message_to_its_head() -> None:
     limits = Limits()
     shape = shape_of([ready(fixed_bytes=1)], [1 << 40], 10 << 20, accelerated=True, limits=limits)
     submit = wire.Submit(prompt=[(1 << 21) - 1] * shape.context_tokens)
-    assert submit.ByteSize() < limits.message_bytes + MESSAGE_SLACK_BYTES // 2
-    assert shape.context_tokens > 1 << 20
+    assert submit.ByteSize() < limits.message_bytes
+    assert shape.context_tokens == 1 << 20
