@@ -1,8 +1,9 @@
 """Prompts that are still to enter the ring, and whose turn it is. Pure.
 
 They go in the order of their arrival, but short ones pass a long one: they hold up nobody for long.
-What passes it between two of its chunks is bounded by what it gets itself, so that it keeps a share
-of the ring however many short ones come.
+Others of which less is left than of the first one share the ring with it, so that they do not wait
+for all of a very long one. What passes it between two of its chunks is bounded by what it gets
+itself, so that it keeps a share of the ring however many come.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from parallax.node.sequences import Sequence, is_short
+from parallax.node.sequences import Sequence, is_short, remaining
 from parallax.proto import wire_pb2 as wire
 
 MOST_OVERTAKING = 4  # times the tokens of the first one's last chunk
@@ -24,6 +25,7 @@ class PrefillQueue:
         self._waiting: deque[Sequence] = deque()
         self._overtaking = 0  # tokens that passed the first since its last chunk
         self._bearable = self._grid = max(1, shape.chunk_tokens)  # how many of these it bears
+        self._equal = 0  # how many it has itself: its last chunk's
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -42,14 +44,20 @@ class PrefillQueue:
 
     def next(self) -> Sequence:
         """Whose chunk is the next; there is one."""
-        passing = self._waiting if self._overtaking < self._bearable else ()
-        return next((s for s in passing if is_short(s, self._shape)), self._waiting[0])
+        first = self._waiting[0]
+        if self._overtaking >= self._bearable:
+            return first
+        short = next((s for s in self._waiting if is_short(s, self._shape)), None)
+        if short is not None or self._overtaking >= self._equal:
+            return short or first
+        return min(self._waiting, key=remaining)  # of equals the one that came first
 
     def taken(self, sequence: Sequence, tokens: int) -> None:
         """A chunk of so many tokens of one of them enters the ring."""
         if sequence is self._waiting[0]:
             self._overtaking = 0
             self._bearable = max(self._grid, MOST_OVERTAKING * tokens)
+            self._equal = tokens
         else:
             self._overtaking += tokens
 

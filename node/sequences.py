@@ -123,6 +123,11 @@ def forecast(
     return shapes
 
 
+def remaining(sequence: Sequence) -> int:
+    """Tokens that are probably still to be prefilled."""
+    return sequence.left if sequence.begun else sequence.left - sequence.known
+
+
 def is_short(sequence: Sequence, shape: wire.RingShape) -> bool:
     """Whether its prefill is a hiccup for running answers, not worth a slower start."""
     tokens = sequence.left_at_begin if sequence.begun else sequence.left - sequence.known

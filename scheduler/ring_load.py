@@ -10,7 +10,7 @@ can still take turns between clients.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -102,9 +102,19 @@ class RingLoad:
         The first of those there is being prefilled; those behind it are enough for every stage
         to have its next chunk while the first one's answer begins and its successor is sent.
         """
-        long = [tokens for tokens in self.prompts.values() if not self.is_short(tokens)]
+        return self._is_enough(self.prompts.values())
+
+    def begins_soon(self, tokens: int) -> bool:
+        """Whether a prompt with so many tokens to prefill need not wait: heads let it pass longer
+        ones."""
+        return self.is_short(tokens) or not self._is_enough(
+            others for others in self.prompts.values() if others <= tokens
+        )
+
+    def _is_enough(self, prompts: Iterable[int]) -> bool:
+        long = (tokens for tokens in prompts if not self.is_short(tokens))
         ahead = max(AHEAD_TOKENS, 2 * (self.stages + 1) * self.chunk_tokens)
-        return bool(self.chunk_tokens and long) and sum(islice(long, 1, None)) >= ahead
+        return bool(self.chunk_tokens) and sum(islice(long, 1, None)) >= ahead
 
     def is_short(self, tokens: int) -> bool:
         """Whether a prompt with so many tokens to prefill waits for no long one."""

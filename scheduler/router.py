@@ -361,7 +361,7 @@ class Router:
                 request = self._requests[id]
                 able = {epoch: ring for epoch, ring in mine.items() if ring.takes(request.tokens)}
                 with_room = {e: ring for e, ring in able.items() if ring.has_room(request)}
-                soon = [e for e in with_room if e not in busy or self._is_short(e, request)]
+                soon = [e for e in with_room if e not in busy or self._begins_soon(e, request)]
                 if soon:
                     return request, self._best(soon, request)
                 for epoch in able:
@@ -379,14 +379,14 @@ class Router:
 
         return min(epochs, key=badness)
 
-    def _is_short(self, epoch: int, request: RoutedRequest) -> bool:
-        """Whether so little of it is to be prefilled that it waits for no long prompt."""
+    def _begins_soon(self, epoch: int, request: RoutedRequest) -> bool:
+        """Whether so little of it is to be prefilled that it passes most of the prompts there."""
         ring = self._rings[epoch]
-        if ring.is_short(request.tokens):
+        if ring.begins_soon(request.tokens):
             return True
         if epoch not in request.known:  # asked once: many may wait, and this is asked often
             request.known[epoch] = self._prefix_tokens(epoch, request.id)
-        return ring.is_short(request.tokens - request.known[epoch])
+        return ring.begins_soon(request.tokens - request.known[epoch])
 
     def _uncached(self, epoch: int, request: RoutedRequest) -> int:
         return max(0, request.tokens - self._prefix_tokens(epoch, request.id))

@@ -213,6 +213,26 @@ def test_a_long_prompt_keeps_a_share_however_many_short_ones_pass_it(streams: in
     assert one.now - 2.0 < (8 if not streams else 20) * alone
 
 
+@pytest.mark.parametrize("streams", [0, 4])
+def test_a_prompt_shares_the_ring_with_a_longer_one_that_came_before(streams: int) -> None:
+    one = ring(2)
+    for request in range(1, 1 + streams):
+        one.submit(request, 10)
+    one.run_until(2.0)
+    one.submit(100, 4096, 1)
+    request, since, waits_s = 200, one.now, []
+    one.submit(request, 256, 1)
+    while 100 not in one.delivered:
+        one.run_until(one.now + 0.01)
+        if request in one.delivered:
+            waits_s.append(one.now - since)
+            request, since = request + 1, one.now
+            one.submit(request, 256, 1)
+    alone_s = (2 if streams else 1) * 4096 * TOKEN_S
+    assert max(waits_s) < alone_s / 4, "none waits for all of it"
+    assert one.now - 2.0 < 2.2 * alone_s, "and it keeps half of the ring"
+
+
 def test_a_chat_whose_prefix_is_kept_passes_a_long_prompt() -> None:
     one = ring(2)
     one.conductor = Conductor(

@@ -405,7 +405,7 @@ async def test_a_first_token_lets_the_next_prompt_go(dispatcher: Dispatcher) -> 
     many = [ask(dispatcher, prompt=2000, client="many", token=n) for n in range(4)]
     await until(lambda: dispatcher.running + dispatcher.waiting == 4)
     submitted = Link.made[0].submitted
-    one = ask(dispatcher, prompt=99, client="one", token=5)
+    one = ask(dispatcher, prompt=2000, client="one", token=5)
     await until(lambda: dispatcher.waiting == 3)
     assert [submit.request for submit in submitted] == [1, 2]
     dispatcher.head_report(load(1, (1, 1, 0)))

@@ -92,15 +92,23 @@ def test_a_prompt_waits_for_no_more_than_two_long_ones_that_came_before() -> Non
     made = with_rows(36, chunk_tokens=CHUNK, stages=2)
     ask(made, *range(1, 21), tokens=2000)
     assert sent(made) == [1, 2]
-    ask(made, 21, client="b", tokens=100)
+    ask(made, 21, client="b", tokens=2000)
     assert sent(made) == []
     assert made.begun(1)
     assert not made.begun(1), "it is no news any more"
-    assert sent(made) == [21, 3], "one is being prefilled, and too little is behind it"
+    assert sent(made) == [21], "one is being prefilled, and too little was behind it"
     assert made.begun(2)
-    assert sent(made) == []
+    assert sent(made) == [3]
+
+
+def test_a_prompt_waits_for_none_that_is_longer() -> None:
+    made = with_rows(36, chunk_tokens=CHUNK, stages=2)
+    ask(made, *range(1, 21), tokens=20_000)
+    assert sent(made) == [1, 2]
+    ask(made, *range(21, 31), client="b", tokens=2000)
+    assert sent(made) == [21, 22], "heads let them pass, and begin them one after the other"
     assert made.begun(21)
-    assert sent(made) == [4]
+    assert sent(made) == [23]
 
 
 def test_what_heads_let_pass_waits_for_no_prompt() -> None:
@@ -110,7 +118,7 @@ def test_what_heads_let_pass_waits_for_no_prompt() -> None:
     ask(made, 1, 2, 3, tokens=2000)
     assert sent(made) == [1, 2]
     ask(made, 4, client="b", tokens=2 * CHUNK)
-    ask(made, 5, client="c", tokens=2 * CHUNK + 1)
+    ask(made, 5, client="c", tokens=2000)
     ask(made, 6, client="d", tokens=2000)
     assert sent(made) == [4, 6], "short, or nearly all of it is known there"
 
