@@ -1,8 +1,9 @@
 """Prompts that are still to enter the ring, and whose turn it is. Pure.
 
 They go in the order of their arrival, but short ones pass a long one: they hold up nobody for long.
-Others of which less is left than of the first one share the ring with it, so that they do not wait
-for all of a very long one. What passes it between two of its chunks is bounded by what it gets
+Others of which not half as much is left as of the first one share the ring with it, so that they do
+not wait for all of a very long one. (Those that are alike may begin alike: the second then goes on
+from what the first leaves.) What passes it between two of its chunks is bounded by what it gets
 itself, so that it keeps a share of the ring however many come.
 """
 
@@ -15,6 +16,7 @@ from parallax.node.sequences import Sequence, is_short, remaining
 from parallax.proto import wire_pb2 as wire
 
 MOST_OVERTAKING = 4  # times the tokens of the first one's last chunk
+LONGER_TIMES = 2  # what is longer by so much lets others share the ring with it
 
 
 class PrefillQueue:
@@ -50,7 +52,8 @@ class PrefillQueue:
         short = next((s for s in self._waiting if is_short(s, self._shape)), None)
         if short is not None or self._overtaking >= self._equal:
             return short or first
-        return min(self._waiting, key=remaining)  # of equals the one that came first
+        least = min(self._waiting, key=remaining)
+        return least if LONGER_TIMES * remaining(least) <= remaining(first) else first
 
     def taken(self, sequence: Sequence, tokens: int) -> None:
         """A chunk of so many tokens of one of them enters the ring."""

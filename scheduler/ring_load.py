@@ -18,6 +18,7 @@ from parallax.scheduler.routed_request import RoutedRequest
 
 SHARE = 7  # rows a client may hold for each free one: when alone 32 of 36, and all but one of 8
 SHORT_CHUNKS = 2  # prompts that heads let pass others: so many chunks to prefill at most
+LONGER_TIMES = 2  # prompts that are longer by so much share a ring with others, as heads do it
 AHEAD_TOKENS = 1024  # of prompts behind the one that is being prefilled, at the least
 PREFIX_WORTH_TOKENS = 4096  # eight answers
 
@@ -105,10 +106,10 @@ class RingLoad:
         return self._is_enough(self.prompts.values())
 
     def begins_soon(self, tokens: int) -> bool:
-        """Whether a prompt with so many tokens to prefill need not wait: heads let it pass longer
-        ones."""
+        """Whether a prompt with so many tokens to prefill need not wait: much longer ones let it
+        pass."""
         return self.is_short(tokens) or not self._is_enough(
-            others for others in self.prompts.values() if others <= tokens
+            others for others in self.prompts.values() if others < LONGER_TIMES * tokens
         )
 
     def _is_enough(self, prompts: Iterable[int]) -> bool:

@@ -214,7 +214,7 @@ def test_a_long_prompt_keeps_a_share_however_many_short_ones_pass_it(streams: in
 
 
 @pytest.mark.parametrize("streams", [0, 4])
-def test_a_prompt_shares_the_ring_with_a_longer_one_that_came_before(streams: int) -> None:
+def test_a_prompt_shares_the_ring_with_a_much_longer_one_that_came_before(streams: int) -> None:
     one = ring(2)
     for request in range(1, 1 + streams):
         one.submit(request, 10)
@@ -231,6 +231,16 @@ def test_a_prompt_shares_the_ring_with_a_longer_one_that_came_before(streams: in
     alone_s = (2 if streams else 1) * 4096 * TOKEN_S
     assert max(waits_s) < alone_s / 4, "none waits for all of it"
     assert one.now - 2.0 < 2.2 * alone_s, "and it keeps half of the ring"
+
+
+def test_prompts_of_like_length_go_one_after_the_other() -> None:
+    one = ring(2)
+    one.submit(1, 1000, 1)
+    one.submit(2, 990, 1)
+    while 2 not in one.delivered:
+        one.run_until(one.now + 0.01)
+    (first_at,), (second_at,) = one.delivered[1], one.delivered[2]
+    assert first_at < 0.6 * second_at
 
 
 def test_a_chat_whose_prefix_is_kept_passes_a_long_prompt() -> None:

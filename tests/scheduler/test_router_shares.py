@@ -101,7 +101,7 @@ def test_a_prompt_waits_for_no_more_than_two_long_ones_that_came_before() -> Non
     assert sent(made) == [3]
 
 
-def test_a_prompt_waits_for_none_that_is_longer() -> None:
+def test_a_prompt_waits_for_none_that_is_twice_as_long() -> None:
     made = with_rows(36, chunk_tokens=CHUNK, stages=2)
     ask(made, *range(1, 21), tokens=20_000)
     assert sent(made) == [1, 2]
