@@ -15,13 +15,14 @@ from typing import Any
 from parallax.fabric.errors import ModelBroken
 
 JSON_BYTES = 4 << 20  # of a configuration; those with thousands of added tokens have 1 or 2 MB
-INDEX_BYTES = 32 << 20  # of the index of a model's weight files: a line for each tensor
+INDEX_BYTES = 64 << 20  # of the index of a model's weight files: a line for each tensor
 TOKENIZER_BYTES = 128 << 20  # of a vocabulary as JSON; the largest known have some 40 MB
 PIECES_BYTES = 32 << 20  # of one in other forms; the largest known have some 10 MB
 MOST_FILES = 4096
 MOST_VALUES = 200_000  # of one JSON file, all in all
 # Of brackets and commas, one of which stands before every value, and which stand in texts too.
 MOST_MARKS = 500_000
+MOST_INDEX_VALUES = 1_000_000  # tensors; experts in four bits, each of three tensors, make 210,000
 MOST_TOKENIZER_MARKS = 6_000_000  # the largest known have some 2 million
 MOST_LINES = 3_000_000  # of a vocabulary that has one piece in each
 MOST_DEPTH = 32
@@ -42,16 +43,24 @@ READ = {
 _VOCABULARIES = dict.fromkeys(
     ("tokenizer.json", "vocab.json", "tekken.json"), (TOKENIZER_BYTES, MOST_TOKENIZER_MARKS)
 )
+# JSON that is read by us or by the tokenizer library; what else lies there may be of any size.
+_NEEDED = re.compile(
+    r"(?:(?:generation_|tokenizer_|processor_|preprocessor_)?config|tokenizer|special_tokens_map|"
+    r"added_tokens|vocab|tekken|chat_template|.*\.index)\.json"
+)
 _WEIGHTS = "*.safetensors"
 _PIECE = 1 << 20
 _JSON_MARKS = (b",", b"[", b"{")
 
 
-def check_files(folder: Path, name: str) -> None:
+def check_files(folder: Path, name: str) -> frozenset[Path]:
     """See that every file a model is read from is a plain one, of this folder, and not too large.
 
     A link may lead to another file of the folder, or, in the hub's cache, to where that keeps the
     files of all snapshots of the same model.
+
+    Returns:
+        Files that nothing needs and that are too large to be read: the log of a training, say.
 
     Raises:
         ModelBroken: one is not.
@@ -61,6 +70,7 @@ def check_files(folder: Path, name: str) -> None:
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")
     count = 0
+    beside: set[Path] = set()
     for pattern, limit in [*READ.items(), (_WEIGHTS, 0)]:
         for file in folder.glob(pattern):
             count += 1
@@ -68,12 +78,16 @@ def check_files(folder: Path, name: str) -> None:
                 raise ModelBroken(f"The model {name} has more than {MOST_FILES} files", path=folder)
             most, marks = _VOCABULARIES.get(file.name, (limit, MOST_MARKS))
             if file.name.endswith(".index.json"):
-                most = INDEX_BYTES
-            _check_file(file, name, roots, most)
-            if file.suffix == ".json":
+                most, marks = INDEX_BYTES, MOST_INDEX_VALUES
+            needed = file.suffix != ".json" or _NEEDED.fullmatch(file.name) is not None
+            _check_file(file, name, roots, most if needed else 0)
+            if not needed and file.stat().st_size > most:
+                beside.add(file)
+            elif file.suffix == ".json":
                 _check_marks(file, marks, _JSON_MARKS)
             elif file.suffix in (".txt", ".tiktoken"):
                 _check_marks(file, MOST_LINES, (b"\n", b"\r"))
+    return frozenset(beside)
 
 
 def _check_file(file: Path, name: str, roots: Iterable[Path], limit: int) -> None:
@@ -135,7 +149,9 @@ def load_json(path: Path) -> tuple[bytes, dict[str, Any]]:
         ModelBroken: it is not there, no plain file, too large, no JSON, or senselessly nested.
     """
     what = _what(path)
-    most = INDEX_BYTES if path.name.endswith(".index.json") else JSON_BYTES
+    most, values, marks = JSON_BYTES, MOST_VALUES, MOST_MARKS
+    if path.name.endswith(".index.json"):
+        most, values, marks = INDEX_BYTES, MOST_INDEX_VALUES, MOST_INDEX_VALUES
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
@@ -146,7 +162,7 @@ def load_json(path: Path) -> tuple[bytes, dict[str, Any]]:
             text = stream.read(most + 1)
     except OSError as error:
         raise ModelBroken(what, _why(error), _REFETCH, path=path) from error
-    if _count(text, _JSON_MARKS) > MOST_MARKS:
+    if _count(text, _JSON_MARKS) > marks:
         raise ModelBroken(what, "it has too many values", _REFETCH, path=path)
     try:
         value = json.loads(text)
@@ -154,12 +170,11 @@ def load_json(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise ModelBroken(
             f"{path.name} of {path.parent.name} is not valid JSON", str(error), _REFETCH, path=path
         ) from error
-    _check_form(value, path)
+    _check_form(value, path, values)
     return text, value if isinstance(value, dict) else {}
 
 
-def _check_form(value: object, path: Path) -> None:
-    left = MOST_VALUES
+def _check_form(value: object, path: Path, left: int) -> None:
     waiting: list[tuple[object, int]] = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()

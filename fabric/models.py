@@ -264,8 +264,8 @@ def _read_config(path: Path, name: str) -> tuple[bytes, dict[str, Any]]:
 def _refuse_code(path: Path, name: str, config: Mapping[str, Any]) -> None:
     """mlx-lm runs the Python file that ``model_file`` names; we never do.
 
-    ``auto_map`` names code for transformers, which is told never to run it: a model needs none of
-    it here, and a tokenizer that does cannot be read.
+    ``auto_map`` names code for transformers, which is told never to run it: neither a model nor a
+    tokenizer that has a ``tokenizer.json`` needs any of it here.
     """
     if config.get("model_file") is not None:
         raise ModelBroken(

@@ -26,7 +26,7 @@ from parallax.proto import wire_pb2 as wire
 
 MOST_FILES = 4096
 MOST_FILE_BYTES = 1 << 46
-MOST_DESCRIBED_BYTES = 4 * HEADER_BYTES
+MOST_DESCRIBED_BYTES = 2 * HEADER_BYTES
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -17,10 +17,19 @@ from typing import Any
 
 from parallax.fabric.model_files import READ, check_files, load_json
 
-# Settings in which transformers has other files named, and their contents put in.
+# Settings in which transformers has other files named, and their contents put in. Where code is
+# named it would refuse to read what needs none of it: a tokenizer.json says everything.
 _REWRITTEN = ("config.json", "special_tokens_map.json", "tokenizer_config.json")
 _NAMING = frozenset(
-    ("gguf_file", "init_inputs", "merges", "sp_model_kwargs", "tokenizer_object", "vocab")
+    (
+        "auto_map",
+        "gguf_file",
+        "init_inputs",
+        "merges",
+        "sp_model_kwargs",
+        "tokenizer_object",
+        "vocab",
+    )
 )
 _TEXTS = frozenset(("chat_template", "model_type", "tokenizer_class"))
 
@@ -32,12 +41,12 @@ def plain_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ModelBroken: a file is none of this folder's own, too large, or its JSON makes no sense.
     """
-    check_files(folder, folder.name)
+    beside = check_files(folder, folder.name)
     with tempfile.TemporaryDirectory(prefix="parallax-") as place:
         shown = Path(place) / (folder.name or "model")
         shown.mkdir()
         for file in {file for pattern in READ for file in folder.glob(pattern)}:
-            if file.name.endswith(".index.json"):
+            if file in beside or file.name.endswith(".index.json"):
                 continue
             if file.name in _REWRITTEN:
                 settings = _without_files(load_json(file)[1])

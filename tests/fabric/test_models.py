@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -244,9 +245,13 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are a pipe": (lambda f: os.mkfifo(f / "model-3.safetensors"), "no plain file"),
     "config is a folder": (lambda f: as_folder(f / "config.json"), "no plain file"),
     "config is huge": (lambda f: os.truncate(f / "config.json", 1 << 30), "1073741824 bytes"),
-    "config is large": (lambda f: sparse(f / "extra.json", 5 << 20), "absurdly large"),
+    "config is large": (lambda f: sparse(f / "generation_config.json", 5 << 20), "absurdly large"),
     "many values in few bytes": (
         lambda f: (f / "tokenizer_config.json").write_text("[" + "[]," * 700_000 + "[]]"),
+        "too many values",
+    ),
+    "many values in a header": (
+        lambda f: write_header(f / "model-9.safetensors", b"[" + b"[]," * 3_000_000 + b"[]]"),
         "too many values",
     ),
     "many values in the config": (
@@ -292,6 +297,10 @@ def sparse(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
+def write_header(path: Path, header: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
 def test_files_as_large_as_those_of_large_models_are_taken(folder: Path, tmp_path: Path) -> None:
     tokens = {str(i): {"content": f"<|{i}|>", "special": True} for i in range(20_000)}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
@@ -301,8 +310,11 @@ def test_files_as_large_as_those_of_large_models_are_taken(folder: Path, tmp_pat
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     some = next(iter(index["weight_map"].values()))
-    index["weight_map"] |= {f"model.layers.1.mlp.experts.{i}.weight": some for i in range(150_000)}
+    index["weight_map"] |= {f"model.layers.1.mlp.experts.{i}.weight": some for i in range(250_000)}
     path.write_text(json.dumps(index))
+    header = json.dumps({"__metadata__": {"names": "x" * (40 << 20)}}).encode()
+    write_header(folder / "model-9.safetensors", header)
+    sparse(folder / "trainer_state.json", 50 << 20)  # which nothing reads
     assert resolve(str(folder), state_dir=tmp_path)
 
 

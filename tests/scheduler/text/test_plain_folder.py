@@ -130,3 +130,19 @@ def test_templates_are_found_wherever_models_have_them(folder: Path, source: str
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = ChatTokenizer(folder)
     assert tokenizer.decode(tokenizer.prompt(USER)) == "user\nHi\nassistant\n"
+
+
+def test_a_tokenizer_whose_settings_name_code_is_read_without_it(folder):
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="SpecialTokenizer",
+        auto_map={"AutoTokenizer": ["tokenization_special.SpecialTokenizer", None]},
+    )
+    assert ChatTokenizer(folder).encode("Hi") == tuple(b"Hi"[i] - 33 for i in (0, 1))
+
+
+def test_a_log_of_a_training_beside_a_model_is_let_alone(folder):
+    (folder / "trainer_state.json").write_bytes(b"[" + b"0," * (3 << 20) + b"0]")
+    with plain_folder(folder) as plain:
+        assert not (plain / "trainer_state.json").exists()
+        assert (plain / "tokenizer.json").exists()
