@@ -140,19 +140,25 @@ class Enrolment:
             connect: opens a channel to the scheduler with the certificate that counts now.
         """
         shown = self._credentials.papers  # the node attends with them
+        new = False
         while True:
             papers = self._credentials.papers
             certificate = papers.own.certificate
             life = certificate.not_valid_after_utc - certificate.not_valid_before_utc - SKEW
             early_s = (papers.left(datetime.now(UTC)) - life / 2).total_seconds()
-            if early_s > 0 and papers is shown:
-                await asyncio.sleep(min(early_s, LOOK_S))
+            due = early_s <= 0 and not new
+            if papers is shown and not due:
+                if early_s <= 0:
+                    log.warning("what is new is half over: is this machine's clock far ahead?")
+                await asyncio.sleep(min(early_s, LOOK_S) if early_s > 0 else LOOK_S)
+                new = False
                 continue
             try:
                 async with await connect() as channel:  # which is a call already
                     shown = papers
-                    if early_s <= 0:
+                    if due:
                         await self._renew(channel)
+                        new = True
             except (grpc.aio.AioRpcError, ParallaxError) as error:
                 log.warning("the certificate could not be renewed: %s", error)
                 await asyncio.sleep(RENEW_AGAIN_S)

@@ -250,8 +250,14 @@ class Gate:
         if self.open:
             return
         shown, now = self._shown_token, self._clock()
-        if shown is None or now_at_once or now >= shown.created_s + RENEW_AT * self._token_s:
+        half = shown is None or now >= shown.created_s + RENEW_AT * self._token_s
+        if half or now_at_once or not self._is_good(shown):
             self._shown, self._shown_token = await self.create_token(self._token_s, note=RUN_NOTE)
+
+    def _is_good(self, shown: Token | None) -> bool:
+        """Not where a full disk came between its revocation and the next one."""
+        good = TokenState.GOOD
+        return any(shown and token.id == shown.id and s is good for token, s in self.tokens())
 
     async def keep_renewing(self, every_s: float = 60.0) -> None:
         """Watches the join command's token until cancelled."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import grpc
@@ -228,6 +228,37 @@ async def test_a_certificate_given_by_open_alone_ends_soon_and_lasts_once_somebo
         await boss.service.gate.approve(peer("node"))
         assert await renewed_s() > LIMITS.certificate_s - 60
         await attendance.channel.close()
+
+
+async def test_a_clock_that_is_days_ahead_has_no_certificate_renewed_on_and_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=4)
+
+    monkeypatch.setattr("parallax.node.enrolment.datetime", Ahead)
+    async with cluster(tmp_path) as boss:
+        await boss.service.gate.approve(peer("node"))
+        node = Node(tmp_path)
+        node.credentials.adopt(member("node", life_s=7 * 86_400.0).papers)
+        connected = []
+
+        async def connect() -> grpc.aio.Channel:
+            connected.append(node.credentials.papers)
+            return await boss.connect(node.credentials)
+
+        renewing = asyncio.create_task(node.enrolment.renewing(connect))
+        async with asyncio.timeout(60):
+            while len(connected) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for _ in range(3):  # which takes as long as three of those would
+            await (await boss.connect(node.credentials)).close()
+        assert len(connected) == 2
+        assert not renewing.done()
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
 
 
 async def test_a_certificate_is_renewed_beside_the_stream(

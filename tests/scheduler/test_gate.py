@@ -212,6 +212,25 @@ async def test_a_denial_that_cannot_be_written_holds_and_is_written_as_soon_as_i
             assert other.execute("SELECT node_id FROM node").fetchall() == [(NODE,)]
 
 
+async def test_a_removal_that_could_not_be_written_leaves_no_revoked_token_in_the_join_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallax.scheduler.store._BUSY_S", 0.05)
+    async with await Store.open(tmp_path) as store:
+        desk = Desk(store, Clock())
+        await desk.gate.start()
+        before = shown(desk.gate)
+        assert await desk.ask(NODE, before) == Admitted(new=True)
+        with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(BadSetting):
+                await desk.gate.remove(NODE)
+            other.execute("ROLLBACK")
+        await desk.gate.renew()  # as happens each minute
+        assert shown(desk.gate) != before
+        assert await desk.ask(OTHER, shown(desk.gate)) == Admitted(new=True)
+
+
 async def test_a_state_file_of_the_first_form_is_taken_over(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
         old.executescript(
