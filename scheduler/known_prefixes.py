@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 STEP_TOKENS = 32  # as heads count at the finest
-MOST_STEPS = 4096  # remembered of a ring, the latest ones
+MOST_STEPS = 1 << 15  # remembered of a ring, the latest ones: a million tokens
 LEAST_STEPS = 2  # what is shorter is prefilled anew in no time
 
 
@@ -27,7 +27,7 @@ class KnownPrefixes:
         if len(marks) < LEAST_STEPS:
             return
         known = self._rings.setdefault(epoch, OrderedDict())
-        for mark in marks:
+        for mark in reversed(marks):  # of what is forgotten the end goes first
             known[mark] = None
             known.move_to_end(mark)
         while len(known) > MOST_STEPS:

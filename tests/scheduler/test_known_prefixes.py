@@ -45,6 +45,15 @@ def test_only_so_much_is_remembered_and_what_was_not_used_goes_first() -> None:
     assert len(known._rings[1]) == MOST_STEPS
 
 
+def test_of_what_is_too_long_the_beginning_is_remembered() -> None:
+    known = KnownPrefixes()
+    long = (7,) * (STEP_TOKENS * (MOST_STEPS + 10))
+    known.served(1, long)
+    assert known.length(1, long) == STEP_TOKENS * MOST_STEPS
+    known.served(1, tuple(range(64)))
+    assert known.length(1, long) == STEP_TOKENS * (MOST_STEPS - 2)
+
+
 def test_what_is_short_is_not_worth_remembering() -> None:
     known = KnownPrefixes()
     known.served(1, tuple(range(63)))
