@@ -199,7 +199,7 @@ def test_a_node_that_dies_again_and_again_has_no_layers_for_a_while_and_a_spare_
 
     status = hurt.cluster.wait(aside)
     (told,) = (n["aside"] for n in status["node_list"] if n["name"] == name)
-    assert 10 <= told["seconds"] <= 30
+    assert 0 < told["seconds"] <= 30
     assert told["why"].startswith("It was lost 3 times within 10 minutes while it had layers")
     assert spare in [stage["name"] for stage in status["rings"][0]["stages"]]
     hurt.cluster.post(f"/admin/nodes/{name}/undrain", {})

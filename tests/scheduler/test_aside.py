@@ -96,7 +96,9 @@ async def test_a_node_whose_frames_fail_is_put_aside_and_a_spare_takes_its_layer
     assert set(room.ring) == {"a", "c"}
     assert room.node("b")["state"] == "aside"
     why = "Rings with it broke 2 times in a row; b: Stage 1 failed"
-    assert room.node("b")["aside"] == {"why": why, "seconds": 60}
+    told = room.node("b")["aside"]
+    assert told["why"] == why
+    assert 30 < told["seconds"] <= 60
     assert room.node("a")["aside"] is None
     assert "b is put aside for 60 s" in str(cluster.status()["problem"])
     assert why in str(cluster.status()["problem"])
@@ -291,14 +293,16 @@ async def test_a_node_that_dies_again_and_again_has_no_layers_for_a_while(
     assert room.node("a")["state"] == "aside"
     why = "It was lost 3 times within 10 minutes while it had layers; "
     why += "the last time its connection broke"
-    assert room.node("a")["aside"] == {"why": why, "seconds": 30}
+    told = room.node("a")["aside"]
+    assert told["why"] == why
+    assert 0 < told["seconds"] <= 30
     assert b'parallax_nodes_put_aside_total{node="a"} 1.0' in cluster._metrics.page()
     assert cluster.status()["problem"] is None, "all is served"
     cluster._tick(time.monotonic() + 5)
     assert room.nodes["a"].orders("prepare") == []
     cluster.node_lost("a", room.nodes["a"].link, "killed")
     room.nodes["a"] = share(cluster, "a", 5)
-    assert room.node("a")["aside"]["seconds"] == 30, "without layers nobody minds"
+    assert 0 < room.node("a")["aside"]["seconds"] <= 30, "without layers nobody minds"
     cluster._tick(time.monotonic() + 31)
     assert room.node("a")["state"] == "ready"
     assert set(room.ring) == {"b", "c"}, "a spare again"

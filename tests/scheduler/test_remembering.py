@@ -196,7 +196,7 @@ async def test_who_is_aside_is_known_after_a_restart_and_planned_with_if_nothing
         assert set(ring.nodes) == {"c", "d"}
         told: Any = cluster.status()["node_list"]
         assert told[0]["aside"]["why"].startswith("It was lost 3 times")
-        assert told[0]["aside"]["seconds"] in (29, 30)
+        assert 0 < told[0]["aside"]["seconds"] <= 30
         assert told[1]["aside"]["why"] == "Rings with it broke"
     async with running(tmp_path) as cluster:
         share(cluster, "a")
