@@ -298,7 +298,10 @@ class CountedEnvironment(ImmutableSandboxedEnvironment):
         budget = BUDGET.get()
         budget.spend(CALL_STEPS)
         # A macro pays for itself what it does with them; what Python does is paid here.
-        if not isinstance(__obj, (Macro, LoopContext, type)):
+        if isinstance(__obj, type):
+            for value in args:  # of which a namespace is made
+                budget.look(value, deep=False)
+        elif not isinstance(__obj, (Macro, LoopContext)):
             args = tuple(_rows(value, budget) for value in args)
             for value in (*args, *kwargs.values()):
                 budget.look(value, deep=True)
@@ -353,8 +356,9 @@ def _unpacked(_context: Context, value: Any) -> Any:
 
 @pass_context
 def _hashed(_context: Context, value: Any) -> Any:
-    """A key, of which all is hashed."""
-    BUDGET.get().look(value, deep=isinstance(value, str))
+    """A key, of which all is hashed, and said where there is no such one."""
+    if isinstance(value, (str, tuple)):
+        BUDGET.get().written_out(value)
     return value
 
 

@@ -167,6 +167,9 @@ HOSTILE = {
     "an item of tuples": "{% set ns = namespace(x=1) %}{% for i in range(64) %}"
     "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {1: 1}[ns.x] }}",
     "an error that says all": "{{ [1].index('\U000e0001' * 20000000) }}",
+    "a key that is not there": "{{ messages['\U000e0001' * 20000000].x }}",
+    "namespaces of long lists": "{% set pairs = ['ab', 'cd'] * 20000 %}"
+    "{% for i in range(99999) %}{% set n = namespace(pairs) %}{% endfor %}",
     "many conditions": "{% for i in range(99999) %}{% for j in range(99999) %}"
     "{% if not i is defined %}"
     + "{% elif not i is defined %}" * 1500
@@ -243,8 +246,8 @@ def test_a_template_may_look_back_from_each_message_and_at_each_character():
     parts = "{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}picture"
     parts += "{% endif %}{% endfor %}{{ m.role }}{% endfor %}"
     chat = [{"role": "user", "content": ""}]
-    assert ChatTemplate(looks_back).render(chat * 800, {}) == ""
-    assert ChatTemplate(parts).render([{**chat[0], "content": "a" * 150_000}], {}) == "user"
+    assert ChatTemplate(looks_back).render(chat * 600, {}) == ""
+    assert ChatTemplate(parts).render([{**chat[0], "content": "a" * 80_000}], {}) == "user"
 
 
 def test_however_many_messages_come_a_template_ends_soon():
