@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,14 @@ class ChatTemplate:
             one of :data:`FAILURES`: the template refuses these messages, or does too much.
         """
         chat = [_with_reasoning(dict(message)) for message in messages]
+        try:
+            return self._rendered(chat, values)
+        except TypeError:
+            if not any(message.get("tool_calls") for message in chat):
+                raise
+            return self._rendered([_with_texts(message) for message in chat], values)
+
+    def _rendered(self, chat: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
         characters = sum(len(str(value)) for message in chat for value in message.values())
         allowed = min(CHARACTERS + CHARACTERS_EACH * characters, MOST_CHARACTERS)
         steps = STEPS + STEPS_EACH * len(chat) + STEPS_EACH_CHARACTER * characters
@@ -73,6 +82,22 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
         return render(self._template, budget, given, most)
+
+
+def _with_texts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of calls as the text that some templates (DeepSeek's) put together with others."""
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(arguments, ensure_ascii=False),
+            },
+        }
+        for call in message.get("tool_calls") or ()
+        for arguments in (call["function"]["arguments"],)
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

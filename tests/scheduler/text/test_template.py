@@ -272,6 +272,14 @@ def test_a_template_that_is_refused_says_why():
         ChatTemplate("{{ 'x' * 10 ** 10 }}").render(CHAT, {})
 
 
+def test_a_template_that_adds_arguments_of_calls_to_a_text_gets_them_as_text():
+    source = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    source += "{{ c.function.name + ': ' + c.function.arguments }}{% endfor %}{% endfor %}"
+    assert ChatTemplate(source).render(CHAT, {}) == 'f: {"a": [1, 2]}'
+    with pytest.raises(TypeError):
+        ChatTemplate(source + "{{ 'a' + 1 }}").render(CHAT, {})
+
+
 def test_a_template_larger_than_any_known_one_is_taken():
     source = "".join(HONEST.values())
     source *= 30_000 // len(source)
