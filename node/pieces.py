@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from parallax.fabric.errors import FrameRefused
 from parallax.proto import wire_pb2 as wire
 
+MOST_PIECES = 65_536  # of one frame: each takes some fifty bytes of memory beside its own
+
 
 def split(frame: wire.Frame, piece_bytes: int) -> list[wire.FramePiece]:
     """The pieces in which a frame travels; one for all but large carries."""
@@ -29,7 +31,8 @@ async def assemble(
     """Whole frames out of pieces.
 
     Raises:
-        FrameRefused: a piece without its beginning, or a carry over ``limit_bytes``.
+        FrameRefused: a piece without its beginning, a carry over ``limit_bytes``, or one in
+            absurdly many pieces.
     """
     frame: wire.Frame | None = None
     parts: list[bytes] = []
@@ -49,6 +52,8 @@ async def assemble(
             size += len(piece.rest)
         if size > limit_bytes:
             raise FrameRefused(f"A frame of over {limit_bytes} bytes arrived")
+        if len(parts) >= MOST_PIECES:
+            raise FrameRefused(f"A frame in {MOST_PIECES} pieces arrived")
         if not piece.more:
             if parts:
                 frame.carry = b"".join((frame.carry, *parts))

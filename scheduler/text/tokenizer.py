@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _INLINE_CHARACTERS = 2000  # about a millisecond of encoding: not worth a thread
+_INLINE_MESSAGES = 40  # each of which a template may look at from each other one
 _INLINE_TEXT = 16_000  # of the chat with all that its template adds
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "spiece.model")
 MOST_END_TOKENS = 256
@@ -240,7 +241,8 @@ class Tokenizers:
             InvalidRequest, ModelBroken: as :meth:`ChatTokenizer.render`.
         """
         loop = asyncio.get_running_loop()
-        if not tokenizer.quick or _characters(messages) > _INLINE_CHARACTERS:
+        short = len(messages) <= _INLINE_MESSAGES and _characters(messages) <= _INLINE_CHARACTERS
+        if not (tokenizer.quick and short):
             return await loop.run_in_executor(self._of(tokenizer), _timed, tokenizer, messages)
         began = time.thread_time()
         text = ""

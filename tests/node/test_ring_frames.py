@@ -53,6 +53,12 @@ async def test_pieces_of_nothing_are_refused() -> None:
         _ = [one async for one in assemble(stream(first, wire.FramePiece(more=True)), 10_000)]
 
 
+async def test_pieces_of_next_to_nothing_are_refused_when_they_are_very_many() -> None:
+    pieces = split(frame(100_000), 1)
+    with pytest.raises(FrameRefused, match="pieces arrived"):
+        _ = [one async for one in assemble(stream(*pieces), 200_000)]
+
+
 def test_a_frame_is_large_by_its_carry_or_is_not_read_at_all() -> None:
     honest = frame(5000)
     honest.tokens.extend(range(300))

@@ -299,6 +299,17 @@ async def test_a_chat_is_done_in_the_loop_only_after_others_were_quick(tmp_path,
     assert here[4:] == [True, False, False]
 
 
+async def test_a_chat_of_many_messages_is_done_in_a_thread_however_short_they_are(
+    tmp_path, monkeypatch
+):
+    tokenizer, tokenizers = ChatTokenizer(make(tmp_path)), Tokenizers()
+    here = watch(monkeypatch, tokenizer, "render")
+    for chat in (USER, USER, USER, [{"role": "user", "content": "a"}] * 99):
+        assert await tokenizers.prompt(tokenizer, chat)
+    tokenizers.close()
+    assert here == [False, False, True, False]
+
+
 def make_backtracking(folder: Path, most: int) -> Path:
     path = make(folder) / "tokenizer.json"
     settings = json.loads(path.read_text())
