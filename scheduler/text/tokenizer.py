@@ -286,6 +286,14 @@ def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not any(next(folder.glob(name), None) for name in _VOCABULARIES):
+        if (folder / "tiktoken.model").exists():  # Kimi's
+            raise ModelBroken(
+                f"The model in {str(folder)!r} has no tokenizer that can be read",
+                "It has tiktoken.model alone, which says too little without the model's own code, "
+                "and that is never run",
+                "Take a copy of the model that has a tokenizer.json",
+                path=folder,
+            )
         # transformers would make an empty one for a known model type.
         raise ModelBroken(
             f"The model in {str(folder)!r} has no tokenizer",

@@ -141,6 +141,13 @@ def test_a_tokenizer_whose_settings_name_code_is_read_without_it(folder):
     assert ChatTokenizer(folder).encode("Hi") == tuple(b"Hi"[i] - 33 for i in (0, 1))
 
 
+def test_a_tokenizer_that_only_code_can_read_is_named_as_that(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tiktoken.model").write_bytes(b"IQ== 0\n")
+    with pytest.raises(ModelBroken, match=r"never run.*has a tokenizer\.json"):
+        ChatTokenizer(folder)
+
+
 def test_a_log_of_a_training_beside_a_model_is_let_alone(folder):
     (folder / "trainer_state.json").write_bytes(b"[" + b"0," * (3 << 20) + b"0]")
     with plain_folder(folder) as plain:
