@@ -43,7 +43,7 @@ class ModelFolder:
     name: str  # what users pass as ``model``: "builtin", a folder's base name, a hub id
     location: str  # "builtin", an absolute path, or a hub id
     path: Path
-    digest: str  # SHA-256 over config.json and the weight files' headers, in hex
+    digest: str  # SHA-256 over location, config.json and the weight files' headers, in hex
     config: Mapping[str, Any] = field(repr=False)
 
 
@@ -136,7 +136,8 @@ def open_folder(path: Path, *, name: str, location: str, parts: bool = False) ->
         )
     _check_shards(path, name)
     folder_headers(path)  # raises ModelBroken for files that are cut short
-    digest = hashlib.sha256(text)
+    # Where it is from counts: a model and what was tuned from it have the same headers.
+    digest = hashlib.sha256(location.encode() + b"\0" + text)
     for file in weights:
         digest.update(file.name.encode() + b"\0" + header_bytes(file))
     return ModelFolder(name, location, path, digest.hexdigest(), config)

@@ -140,6 +140,8 @@ class Library:
         """The model as this machine has it."""
         try:
             folder = resolve(model.location, state_dir=self._state_dir, download=False)
+            if folder.location != model.location:  # it is a link here
+                folder = open_folder(folder.path, name=model.name, location=model.location)
             _check_same(folder, model)
         except ModelError:
             kept = self._state_dir / "models" / Path(model.location).name

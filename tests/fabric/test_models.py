@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from parallax.fabric import models
 from parallax.fabric.errors import ModelBroken, ModelNotFound
-from parallax.fabric.models import resolve
+from parallax.fabric.models import open_folder, resolve
 from tests.models import make_model
 
 
@@ -85,17 +85,26 @@ def test_a_model_kept_in_the_state_directory_is_found_by_its_name(
 def test_the_digest_is_the_same_on_another_machine_and_changes_with_config_and_headers(
     folder: Path, tmp_path: Path
 ) -> None:
-    state = tmp_path / "state"
-    digest = resolve(str(folder), state_dir=state).digest
+    def digest_of(path: Path) -> str:
+        return open_folder(path, name="m", location="/where/the/scheduler/has/it").digest
+
+    digest = digest_of(folder)
     elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "renamed"))
-    assert resolve(str(elsewhere), state_dir=state).digest == digest
+    assert digest_of(elsewhere) == digest
     change_config(elsewhere, rope_theta=5.0)
-    assert resolve(str(elsewhere), state_dir=state).digest != digest
+    assert digest_of(elsewhere) != digest
     shutil.copy(folder / "config.json", elsewhere)
-    assert resolve(str(elsewhere), state_dir=state).digest == digest
+    assert digest_of(elsewhere) == digest
     other = make_model(tmp_path / "other", shards=2, intermediate_size=96)
     shutil.copy(folder / "config.json", other)
-    assert resolve(str(other), state_dir=state).digest != digest
+    assert digest_of(other) != digest
+
+
+def test_two_models_that_differ_in_their_weights_alone_are_told_apart(tmp_path: Path) -> None:
+    models = [make_model(tmp_path / name, seed=n) for n, name in enumerate(("base", "tuned"))]
+    base, tuned = (resolve(str(model), state_dir=tmp_path) for model in models)
+    assert base.config == tuned.config
+    assert base.digest != tuned.digest
 
 
 def test_builtin_is_the_folder_in_the_package(
@@ -442,7 +451,7 @@ def test_a_hub_id_is_fetched_without_its_code(folder: Path, tmp_path: Path) -> N
     with hub(folder) as endpoint:
         name, digest, *files = resolve_from(endpoint, tmp_path).split()
     assert name == "someone/tiny"
-    assert digest == resolve(str(folder), state_dir=tmp_path).digest
+    assert digest == open_folder(folder, name=name, location=name).digest
     assert {"config.json", "tokenizer.json", "model-00002-of-00002.safetensors"} <= set(files)
     assert not {"evil.py", "pytorch_model.bin"} & set(files)
 

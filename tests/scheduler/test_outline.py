@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from parallax.fabric.models import resolve
+from parallax.fabric.models import open_folder
 from tests.fabric.test_models import hub
 from tests.models import make_model
 
@@ -39,5 +39,5 @@ def test_a_hub_without_parts_of_files_is_asked_for_the_whole_model(tmp_path: Pat
             timeout=60,
             check=True,
         ).stdout
-    digest = resolve(str(made), state_dir=tmp_path).digest
+    digest = open_folder(made, name="someone/tiny", location="someone/tiny").digest
     assert said.splitlines() == [f"{digest} False True"] * 2
