@@ -351,6 +351,7 @@ def _unpacked(_context: Context, value: Any) -> Any:
     value = _rows(value, BUDGET.get())
     if not isinstance(value, (list, tuple, dict)):
         raise SecurityError("arguments are unpacked of lists and dictionaries alone")
+    BUDGET.get().glance(value)
     return value
 
 

@@ -170,6 +170,8 @@ HOSTILE = {
     "a key that is not there": "{{ messages['\U000e0001' * 20000000].x }}",
     "namespaces of long lists": "{% set pairs = ['ab', 'cd'] * 20000 %}"
     "{% for i in range(99999) %}{% set n = namespace(pairs) %}{% endfor %}",
+    "unpacking for a macro": "{% macro f() %}{{ varargs | length }}{% endmacro %}"
+    "{% set all = [1] * 60000 %}{% for i in range(99999) %}{% set y = f(*all) %}{% endfor %}",
     "many conditions": "{% for i in range(99999) %}{% for j in range(99999) %}"
     "{% if not i is defined %}"
     + "{% elif not i is defined %}" * 1500
