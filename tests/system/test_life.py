@@ -130,12 +130,11 @@ async def dismissal(cluster: Cluster, folder: Path) -> wire.Fault:
         return order.dismiss.fault
 
 
-def test_a_node_of_another_version_is_told_so(model: Path, tmp_path: Path) -> None:
-    with boot(model, nodes=1) as cluster:
-        fault = asyncio.run(dismissal(cluster, tmp_path))
-        assert fault.kind == "VersionMismatch"
-        assert "0.0.1" in fault.why
-        assert cluster.answers_in_full("Hi", 2)
+def test_a_node_of_another_version_is_told_so(two_nodes: Cluster, tmp_path: Path) -> None:
+    fault = asyncio.run(dismissal(two_nodes, tmp_path))
+    assert fault.kind == "VersionMismatch"
+    assert "0.0.1" in fault.why
+    assert two_nodes.answers_in_full("Hi", 2)
 
 
 def test_an_idle_cluster_uses_next_to_nothing(two_nodes: Cluster) -> None:
