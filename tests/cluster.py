@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -186,9 +187,7 @@ class Cluster:
 
     def get(self, path: str, timeout_s: float = 60.0) -> Any:
         """A JSON answer."""
-        request = urllib.request.Request(self.url + path, headers=self.headers)
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.load(answer)
+        return self._ask(urllib.request.Request(self.url + path, headers=self.headers), timeout_s)
 
     def post(self, path: str, body: object, timeout_s: float = 300.0) -> Any:
         """A JSON answer to a JSON body."""
@@ -197,8 +196,16 @@ class Cluster:
             data=json.dumps(body).encode(),
             headers=self.headers | {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.load(answer)
+        return self._ask(request, timeout_s)
+
+    def _ask(self, request: urllib.request.Request, timeout_s: float) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                error.add_note(error.read().decode())
+            raise
 
     def chat(self, prompt: str, **fields: Any) -> Any:
         """One chat completion, not streamed."""

@@ -39,6 +39,7 @@ ABSURD_PROBE_S = 0.1  # a prompt of some length would take hours
 _PROOF = 2  # chats that have to be quick in a thread before one is done in the event loop
 _PROOF_AFTER = 100  # the same after one that was slow, and ten times as many after the next
 _MOST_PROOF = 1_000_000
+_IMPORTING = threading.Lock()
 _PROBE = 100  # of each of these characters, in a row: where a pattern that backtracks is slow
 _PROBED = string.printable + "\0\u00a0\u00e9\u0301\u4f60\u0436\U0001f916"
 _KEPT_MODELS = 2  # while the model is switched, both are asked for
@@ -282,8 +283,10 @@ def _characters(messages: Sequence[Message]) -> int:
 
 
 def _load(folder: Path) -> Any:
-    # Here, not above: the import takes half a second, and only a served model needs it.
-    from transformers import AutoTokenizer
+    # Here, not above: the import takes half a second, and only a served model needs it. One
+    # after the other: while it goes on, transformers has nothing for a second thread.
+    with _IMPORTING:
+        from transformers import AutoTokenizer
 
     if not any(next(folder.glob(name), None) for name in _VOCABULARIES):
         if (folder / "tiktoken.model").exists():  # Kimi's

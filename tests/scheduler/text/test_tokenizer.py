@@ -159,6 +159,21 @@ def test_importing_text_and_http_loads_no_mlx_and_no_transformers():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_first_two_models_may_be_loaded_at_once(tmp_path):
+    """As when another one is chosen while the first is still on its way."""
+    code = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+        "from parallax.scheduler.text.tokenizer import ChatTokenizer\n"
+        "with ThreadPoolExecutor(4) as threads:\n"
+        "    list(threads.map(ChatTokenizer, map(Path, sys.argv[1:])))"
+    )
+    folders = [str(make(tmp_path / str(number))) for number in range(4)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 CUSTOM = [
     {"tokenizer_class": "EvilTokenizer"},
     {"tokenizer_class": "PreTrainedTokenizerFast"},
