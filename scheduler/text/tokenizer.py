@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from parallax.fabric.errors import InvalidRequest, ModelBroken
 from parallax.fabric.model_files import read_json
+from parallax.scheduler.text.budget import TooMuch
 from parallax.scheduler.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizers
 from parallax.scheduler.text.plain_folder import plain_folder
 from parallax.scheduler.text.recommended import recommended
@@ -155,7 +156,9 @@ class ChatTokenizer:
             raise InvalidRequest(
                 "The model's chat template refuses these messages",
                 str(error)[:500],
-                "Change the order or the roles of the messages",
+                "Send fewer or shorter messages"
+                if isinstance(error, TooMuch)
+                else "Change the order or the roles of the messages",
                 field="messages",
             ) from error
 

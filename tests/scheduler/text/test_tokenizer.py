@@ -325,6 +325,13 @@ async def test_a_chat_of_many_messages_is_done_in_a_thread_however_short_they_ar
     assert here == [False, False, True, False]
 
 
+def test_who_is_refused_for_too_much_work_is_told_to_send_less(tmp_path):
+    template = "{% for i in range(99999) %}{% for j in range(9) %}{% endfor %}{% endfor %}"
+    tokenizer = ChatTokenizer(make(tmp_path, chat_template=template))
+    with pytest.raises(InvalidRequest, match="too much work.*Send fewer or shorter messages"):
+        tokenizer.render(USER)
+
+
 def make_backtracking(folder: Path, most: int) -> Path:
     path = make(folder) / "tokenizer.json"
     settings = json.loads(path.read_text())
