@@ -41,7 +41,7 @@ class Limits(BaseModel):
     queue_requests: Count = 256
     queue_wait_s: Positive = 100.0  # 20 tries of 5 s in the reference
     retry_after_s: Count = 5
-    request_s: Positive = 600.0  # deadline of a whole request
+    request_s: Positive = 600.0  # to an answer's first token, and from each to the next
     body_bytes: Count = 4 << 20
     bodies_bytes: Count = 256 << 20  # of all bodies that are coming in
     disconnect_s: Positive = 2.0

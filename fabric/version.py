@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-PROTOCOL = 2  # raised when two builds can no longer talk
+PROTOCOL = 3  # raised when two builds can no longer talk
 
 
 def _of(distribution: str) -> str:

@@ -310,6 +310,7 @@ class Dispatcher:
     def head_report(self, report: wire.HeadReport) -> None:
         """Tokens and ends of one ring step."""
         news = False
+        deadline = time.monotonic() + self._limits.request_s
         for event in report.tokens:
             request = self._requests.get(event.request)
             if request is None or request.epoch != report.epoch:
@@ -320,6 +321,7 @@ class Dispatcher:
             if token is None:
                 self.refused += 1
             else:
+                request.deadline = deadline
                 if lost:
                     self._router.cleared(request.id)
                 news |= self._router.begun(request.id)
@@ -424,11 +426,11 @@ class Dispatcher:
         return self._router.timeout()
 
     def _late(self) -> ParallaxError:
-        """Of an answer that grows still, on a ring that serves."""
+        """Of an answer on a ring that serves, but gives it nothing."""
         return RingLost(
             "The answer took too long",
-            f"it was not complete after {self._limits.request_s:g} s",
-            "Ask for fewer tokens, or raise `limits.request_s`",
+            f"no token of it came for {self._limits.request_s:g} s",
+            "Ask with a shorter prompt, or raise `limits.request_s`",
         )
 
     def _why_lost(self, request: Request) -> str:

@@ -30,7 +30,7 @@ class Request:
 
     id: int
     generation: Generation
-    deadline: float  # monotonic
+    deadline: float  # monotonic; later with each token
     phase: Phase = Phase.QUEUED
     epoch: int = 0
     attempt: int = 0

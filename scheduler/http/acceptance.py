@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -22,6 +23,8 @@ from parallax.scheduler.http.requests import ChatRequest, parse_chat, read_json
 from parallax.scheduler.text.answer import AnswerText
 from parallax.scheduler.text.tokenizer import ChatTokenizer
 
+RENEWED_BELOW = 0.99  # of it: sooner than this, the end moves
+
 
 @dataclass(slots=True)
 class Chat:
@@ -32,8 +35,19 @@ class Chat:
     choices: Choices
     streams: bool
     shows_usage: bool
+    patience_s: float  # without news, after which it is given up
     started: bool = False  # a stream's headers are out
     failed: str | None = None  # code of an error that was sent inside the stream
+    patience: asyncio.Timeout | None = None  # ends it
+
+    def renew(self) -> None:
+        """Something came of it: patience begins anew, but not for each token."""
+        until_s = self.patience.when() if self.patience is not None else None
+        if self.patience is None or until_s is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if until_s < now_s + RENEWED_BELOW * self.patience_s:
+            self.patience.reschedule(now_s + self.patience_s)
 
     @property
     def outcome(self) -> str:
@@ -100,7 +114,9 @@ async def accept(request: web.Request, began_s: float) -> Chat:
         answers, prompt_tokens=len(prompt), began_s=began_s, metrics=request.app[METRICS]
     )
     usage = chat.stream_options is not None and chat.stream_options.include_usage
-    return Chat(model, generation, choices, bool(chat.stream), usage)
+    limits = request.app[LIMITS]
+    patience_s = limits.request_s + limits.call_s  # the cluster loses its own sooner, and says more
+    return Chat(model, generation, choices, bool(chat.stream), usage, patience_s)
 
 
 def client_of(request: web.Request) -> str:

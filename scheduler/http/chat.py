@@ -36,7 +36,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         chat = await accept(request, began_s)
         metrics.accepted(len(chat.generation.prompt))
         # The cluster ends a request at its deadline; this also ends a client that never reads.
-        async with asyncio.timeout(limits.request_s + limits.call_s):
+        async with asyncio.timeout(chat.patience_s) as chat.patience:
             response = await (_stream if chat.streams else _whole)(request, chat)
         outcome = chat.outcome
         return response
@@ -48,7 +48,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the client does not read") from error
-        raise RingLost("The answer took too long", f"Over {limits.request_s:g} s") from error
+        raise RingLost(
+            "The answer took too long", f"Nothing came of it for {limits.request_s:g} s"
+        ) from error
     except Exception as error:
         if not isinstance(error, ConnectionError):
             outcome = InternalError("").row.code
@@ -69,7 +71,7 @@ async def _whole(request: web.Request, chat: Chat) -> web.StreamResponse:
     try:
         with _while_key_counts(request, flow):
             while choices.open:
-                for index, text, reason in choices.take(await _next(flow)):
+                for index, text, reason in choices.take(await _next(chat, flow)):
                     texts[index].append(text)
                     if reason is not None:
                         flow.drop(index)
@@ -95,7 +97,7 @@ async def _stream(request: web.Request, chat: Chat) -> web.StreamResponse:
     flow = chat.flow(request)
     try:
         with _while_key_counts(request, flow):
-            batch = await _next(flow)
+            batch = await _next(chat, flow)
         response = sse.response()
         await response.prepare(request)
         chat.started = True
@@ -135,15 +137,17 @@ async def _write(response: web.StreamResponse, chat: Chat, flow: Flow, batch: _B
                 silence.broken()
                 await response.write(b"".join(parts))
                 parts.clear()
-            batch = await _next(flow)
+            batch = await _next(chat, flow)
     if chat.shows_usage:
         parts.append(chunks.usage(choices.usage(), choices.speed()))
     parts.append(sse.DONE)
     await response.write(b"".join(parts))
 
 
-async def _next(flow: Flow) -> _Batch:
+async def _next(chat: Chat, flow: Flow) -> _Batch:
     batch = await flow.ready()
+    if batch:
+        chat.renew()
     if not batch and flow.ended:
         raise InternalError("The answer broke off", "The cluster gave no reason for its end")
     return batch

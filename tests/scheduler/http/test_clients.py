@@ -92,6 +92,30 @@ async def test_a_client_that_never_reads_is_let_go_at_the_deadline(says):
         slow.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_may_take_longer_than_its_deadline_while_it_grows(
+    folder, tokenizer, stream
+):
+    limits = {"request_s": 1.0, "queue_wait_s": 0.1, "call_s": 1.0}
+    pauses = [asyncio.Event() for _ in range(3)]
+    text = tokenizer.encode("a")
+    script = [*text, *(step for pause in pauses for step in (pause, *text))]
+    async with site(Scripted(folder, script=script), **limits) as here:
+        loop = asyncio.get_running_loop()
+        for number, pause in enumerate(pauses, 1):
+            loop.call_later(number * 0.8, pause.set)
+        began_s = perf_counter()
+        if stream:
+            reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+            writer.write(request_bytes(stream=True))
+            assert b"[DONE]" in await reader.readuntil(b"[DONE]")
+            writer.close()
+        else:
+            status, answer = await here.chat()
+            assert (status, answer["choices"][0]["message"]["content"]) == (200, "aaaa")
+        assert perf_counter() - began_s > limits["request_s"] + limits["call_s"]
+
+
 async def test_silence_is_filled_with_comments(folder, tokenizer, monkeypatch):
     monkeypatch.setattr(chat_module, "KEEP_ALIVE_S", 0.05)
     pause = asyncio.Event()
