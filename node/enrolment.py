@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 POLL_S = (0.2, 30.0)  # at least and at most, whatever the scheduler says
 LOOK_S = 60.0  # between two looks at how long the certificate is still valid
 RENEW_AGAIN_S = 5.0
+LEAST_S = 0.5  # between two renewals
 
 
 class Enrolment:
@@ -148,9 +149,11 @@ class Enrolment:
             early_s = (papers.left(datetime.now(UTC)) - life / 2).total_seconds()
             due = early_s <= 0 and not new
             if papers is shown and not due:
+                wait_s = early_s
                 if early_s <= 0:
                     log.warning("what is new is half over: is this machine's clock far ahead?")
-                await asyncio.sleep(min(early_s, LOOK_S) if early_s > 0 else LOOK_S)
+                    wait_s = max(LEAST_S, papers.left(datetime.now(UTC)).total_seconds() / 4)
+                await asyncio.sleep(min(wait_s, LOOK_S))
                 new = False
                 continue
             try:
