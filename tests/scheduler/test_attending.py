@@ -18,7 +18,7 @@ from cryptography import x509
 
 from parallax.fabric.certificates import new_key, signing_request
 from parallax.fabric.channels import listen, open_channel, stop_listening
-from parallax.fabric.credentials import Credentials
+from parallax.fabric.credentials import Credentials, Papers
 from parallax.fabric.errors import (
     NotAdmitted,
 )
@@ -230,6 +230,21 @@ async def test_a_certificate_given_by_open_alone_ends_soon_and_lasts_once_somebo
         await attendance.channel.close()
 
 
+async def renewed(node: Node, boss: Cluster) -> tuple[asyncio.Task[None], list[Papers]]:
+    """The task that renews, once it has connected twice, and with which papers it did."""
+    connected: list[Papers] = []
+
+    async def connect() -> grpc.aio.Channel:
+        connected.append(node.credentials.papers)
+        return await boss.connect(node.credentials)
+
+    renewing = asyncio.create_task(node.enrolment.renewing(connect))
+    async with asyncio.timeout(60):
+        while len(connected) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return renewing, connected
+
+
 async def test_a_clock_that_is_days_ahead_has_no_certificate_renewed_on_and_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,16 +258,7 @@ async def test_a_clock_that_is_days_ahead_has_no_certificate_renewed_on_and_on(
         await boss.service.gate.approve(peer("node"))
         node = Node(tmp_path)
         node.credentials.adopt(member("node", life_s=7 * 86_400.0).papers)
-        connected = []
-
-        async def connect() -> grpc.aio.Channel:
-            connected.append(node.credentials.papers)
-            return await boss.connect(node.credentials)
-
-        renewing = asyncio.create_task(node.enrolment.renewing(connect))
-        async with asyncio.timeout(60):
-            while len(connected) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        renewing, connected = await renewed(node, boss)
         for _ in range(3):  # which takes as long as three of those would
             await (await boss.connect(node.credentials)).close()
         assert len(connected) == 2
@@ -271,16 +277,7 @@ async def test_a_certificate_is_renewed_beside_the_stream(
         old = node.credentials.papers
         attendance = await boss.attend(node.credentials)
         await attendance.order("welcome")
-        connected = []
-
-        async def connect() -> grpc.aio.Channel:
-            connected.append(node.credentials.papers)
-            return await boss.connect(node.credentials)
-
-        renewing = asyncio.create_task(node.enrolment.renewing(connect))
-        async with asyncio.timeout(60):
-            while len(connected) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        renewing, connected = await renewed(node, boss)
         new = node.credentials.papers
         assert new.own.certificate.not_valid_after_utc > old.own.certificate.not_valid_after_utc
         assert connected == [old, new], "the new one was not shown to the scheduler"
